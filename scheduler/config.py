@@ -1,0 +1,53 @@
+"""What the device worker is told when it starts: plain frozen data, resolved by the front, no None left to guess."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+ModelKind = Literal["generate", "embed"]
+DeviceName = Literal["auto", "cuda", "cpu"]
+DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """One model to load."""
+
+    name: str
+    """The id clients use."""
+    path: str
+    """A local folder in Hugging Face form: config.json and safetensors."""
+    kind: ModelKind
+    dtype: DtypeName = "auto"
+    """auto: the checkpoint's own on a GPU; on a CPU bfloat16 for generation where it is native, else float32."""
+    max_model_len: int = 0
+    """Longest sequence, prompt and output together; 0: what the model's config allows."""
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Limits of one engine; the defaults suit tests, the front passes its own."""
+
+    device: DeviceName = "auto"
+    kv_cache_memory: int = 0
+    """Bytes for the KV blocks of all models together; 0: a share of what the device has free."""
+    block_size: int = 16
+    """Tokens in one KV block."""
+    max_num_seqs: int = 256
+    """Requests that may hold KV blocks at once, over all models."""
+    max_num_batched_tokens: int = 0
+    """Tokens one step may compute; 0: 512 on a CPU, 8192 on a GPU."""
+    enable_prefix_caching: bool = True
+    num_threads: int = 0
+    """Threads of one CPU operation; 0: the number of physical cores."""
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """Everything one device worker process is started with."""
+
+    address: str
+    """ZeroMQ address that the worker binds, for example ipc:///run/penstock/worker-0.sock."""
+    engine: EngineConfig
+    models: tuple[ModelSpec, ...]
+    log_level: str = "info"

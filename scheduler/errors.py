@@ -1,0 +1,58 @@
+"""The engine's errors.
+
+    PenstockError
+    ├── RequestError          this request cannot be served; every other request goes on
+    │   ├── ContextLengthError    prompt and output cannot fit the model's context or the KV cache
+    │   └── UnknownModelError     no resident model has that name
+    ├── ModelLoadError        a model cannot be loaded; the worker goes on without it
+    │   └── UnsupportedModelError its architecture would give wrong answers here
+    └── EngineDeadError       the device worker is gone; nothing can be served until it is back
+
+Messages say the value, the limit and the remedy, since they reach the client unchanged.
+"""
+
+
+class PenstockError(Exception):
+    """Root of every error that the engine raises on purpose."""
+
+
+class RequestError(PenstockError):
+    """One request cannot be served.
+
+    Attributes:
+        message: what is wrong, with the value, the limit and the remedy.
+        code: OpenAI's machine-readable code, for example `context_length_exceeded`.
+        param: the request field at fault, if there is one.
+    """
+
+    def __init__(self, message: str, *, code: str = "invalid_value", param: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.param = param
+
+
+class ContextLengthError(RequestError):
+    """Prompt plus output cannot fit the model's context or the whole KV cache."""
+
+    def __init__(self, message: str, *, param: str | None = None) -> None:
+        super().__init__(message, code="context_length_exceeded", param=param)
+
+
+class UnknownModelError(RequestError):
+    """No resident model has the requested name."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="model_not_found", param="model")
+
+
+class ModelLoadError(PenstockError):
+    """A model cannot be loaded; the message says why."""
+
+
+class UnsupportedModelError(ModelLoadError):
+    """The architecture would silently give wrong answers in a packed, paged batch."""
+
+
+class EngineDeadError(PenstockError):
+    """The device worker has died; requests in flight are lost with it."""

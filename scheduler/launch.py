@@ -1,0 +1,102 @@
+"""Start, watch and stop the engine's processes; imports neither torch nor ZeroMQ, so that the front may use it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from .config import EngineConfig, ModelSpec, WorkerConfig
+from .errors import ModelLoadError
+
+
+def dump_config(config: WorkerConfig) -> str:
+    """The configuration as the worker's one command-line argument."""
+    return json.dumps(asdict(config))
+
+
+def load_config(text: str) -> WorkerConfig:
+    """Inverse of `dump_config`."""
+    raw: dict[str, Any] = json.loads(text)
+    return WorkerConfig(
+        address=raw["address"],
+        engine=EngineConfig(**raw["engine"]),
+        models=tuple(ModelSpec(**model) for model in raw["models"]),
+        log_level=raw["log_level"],
+    )
+
+
+@dataclass(slots=True)
+class WorkerProcess:
+    """A running device worker. It ends by itself when this process, which holds its standard input, ends."""
+
+    process: "subprocess.Popen[bytes]"
+    config: WorkerConfig
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return self.process.pid
+
+    def returncode(self) -> int | None:
+        """Exit status, None while it runs; never blocks."""
+        return self.process.poll()
+
+    def stop(self, timeout: float = 10.0) -> int:
+        """Ask it to end, wait, and kill it after `timeout` seconds. Returns its exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+            try:
+                self.process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        return self.process.returncode
+
+
+def start_worker(config: WorkerConfig, *, stderr: IO[bytes] | None = None) -> WorkerProcess:
+    """Start the device worker of `config` and return at once; it reports its models over `config.address`."""
+    environment = dict(os.environ)
+    # Hub kernels would replace layers behind our back; OpenMP threads that spin slow every other process down.
+    environment.setdefault("USE_HUB_KERNELS", "NO")
+    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "penstock.scheduler.worker", dump_config(config)],
+        stdin=subprocess.PIPE,
+        stderr=stderr,
+        env=environment,
+        start_new_session=True,  # Ctrl-C reaches the front alone, which then stops the worker in order
+    )
+    return WorkerProcess(process, config)
+
+
+def convert_gguf(source: Path, destination: Path) -> None:
+    """Dequantise a GGUF file into a folder of safetensors and tokenizer.json, in a process of its own.
+
+    Raises:
+        ModelLoadError: with the converter's last words.
+    """
+    _run_tool("penstock.scheduler.models.convert_gguf", source, destination)
+
+
+def convert_tokenizer(source: Path) -> None:
+    """Write `tokenizer.json` into a model folder that only has a slow tokenizer, in a process of its own.
+
+    Raises:
+        ModelLoadError: with the converter's last words.
+    """
+    _run_tool("penstock.scheduler.models.convert_tokenizer", source)
+
+
+def _run_tool(module: str, *arguments: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, check=False
+    )
+    if done.returncode != 0:
+        words = (done.stderr.strip() or done.stdout.strip()).splitlines()
+        raise ModelLoadError(words[-1] if words else f"{module} ended with status {done.returncode}")

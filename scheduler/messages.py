@@ -1,0 +1,250 @@
+"""Every message between the API processes and the device worker, and how it is framed.
+
+Only these dataclasses cross the process border, as two ZeroMQ frames: the class name and the msgpack body. Up
+(API process to worker): Hello, Submit, Embed, Cancel. Down: ModelLoading, ModelReady, ModelFailed, WorkerReady and,
+once per engine step and API process, StepOutputs. The dataclasses need only the standard library; msgspec is
+imported when the first frame is coded, so that the engine runs in-process without it.
+"""
+
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Union
+
+from .config import ModelKind
+from .sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    import msgspec
+
+# --------------------------------------------------------------------------------------------------- up to the worker
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of an API process: asks for the state of every model, answered by the messages below."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """One sequence to generate. `n` choices are n of these; the prefix cache computes their prompt once."""
+
+    request_id: str
+    model: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    arrival_time: float
+    """Unix seconds."""
+    output_token_ids: list[int] = field(default_factory=list)
+    """Tokens this job already has: a job that outlived its worker goes on from here."""
+    principal: str = ""
+    """Whose job it is, for fair share."""
+    priority: int = 0
+    """Lower runs earlier."""
+    cache_salt: str = ""
+    """Requests share prefix-cache blocks only under the same salt."""
+
+
+@dataclass(frozen=True, slots=True)
+class Embed:
+    """Texts to embed as one job; the scheduler may spread them over several steps."""
+
+    request_id: str
+    model: str
+    inputs: list[list[int]]
+    """Token ids, special tokens included, each non-empty and within the model's length."""
+    arrival_time: float
+    principal: str = ""
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Forget these jobs; nothing more is sent for them. Unknown ids are ignored."""
+
+    request_ids: list[str]
+
+
+# --------------------------------------------------------------------------------------------- down to an API process
+
+
+@dataclass(frozen=True, slots=True)
+class ModelLoading:
+    """Progress of one model's loading."""
+
+    name: str
+    stage: str
+    """What is going on, for people: "reading weights", "packing weights", "warming up"."""
+    fraction: float
+    """0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReady:
+    """A model is resident; what the front needs to admit requests for it."""
+
+    name: str
+    kind: ModelKind
+    architecture: str
+    device: str
+    dtype: str
+    max_model_len: int
+    vocab_size: int
+    num_kv_blocks: int
+    """0 for embedding models."""
+    block_size: int
+    max_num_seqs: int
+    embedding_dim: int
+    """0 for generation models."""
+    num_parameters: int
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFailed:
+    """A model could not be loaded."""
+
+    name: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """Every model of the start list is ready or failed; jobs are served from now on."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why a job ended without its result."""
+
+    message: str
+    code: str
+    param: str | None = None
+    status: int = 400
+    """HTTP status that fits: 400 the request is at fault, 500 we are, 503 try again."""
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Log probabilities at one output position, of the distribution before any sampling parameter."""
+
+    logprob: float
+    """Of the chosen token."""
+    top_token_ids: list[int]
+    top_logprobs: list[float]
+    """Descending."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobTimings:
+    """Seconds spent by a finished job, measured in the worker."""
+
+    queued: float
+    """Submission to first scheduling."""
+    prefill: float
+    """First scheduling to first token."""
+    decode: float
+    """First token to last."""
+    num_preemptions: int
+
+
+@dataclass(frozen=True, slots=True)
+class RequestOutput:
+    """New tokens of one generation job."""
+
+    request_id: str
+    token_ids: list[int]
+    """Only the new ones; an end token that ended the job is included and is the last."""
+    num_cached_tokens: int = 0
+    """Prompt tokens taken from the prefix cache."""
+    finish_reason: str | None = None
+    """None: more will come. Else "stop" (end token), "length" or "error"."""
+    stop_token_id: int | None = None
+    """The end token that ended the job, which is then the last of `token_ids` and no part of the text."""
+    logprobs: list[TokenLogprobs] | None = None
+    """One per entry of `token_ids`, if asked for."""
+    error: JobError | None = None
+    timings: JobTimings | None = None
+    """Set together with `finish_reason`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingOutput:
+    """A finished embedding job."""
+
+    request_id: str
+    dim: int
+    data: bytes
+    """float32, little-endian, row-major [len(inputs), dim], normalised if the model says so."""
+    error: JobError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelStats:
+    """One model's load at the end of a step."""
+
+    num_running: int
+    num_waiting: int
+    kv_blocks_total: int
+    kv_blocks_used: int
+    """Held by running requests; blocks that only the prefix cache remembers count as free."""
+    prefix_cache_queries: int
+    """Prompt tokens looked up, since the start."""
+    prefix_cache_hits: int
+    """Prompt tokens found, since the start."""
+    num_preemptions: int
+    """Since the start."""
+    prompt_tokens: int
+    """Prompt tokens computed (cache hits not among them), since the start."""
+    generation_tokens: int
+    """Since the start."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutputs:
+    """Everything one engine step has for one API process."""
+
+    outputs: list[RequestOutput]
+    embeddings: list[EmbeddingOutput]
+    stats: dict[str, ModelStats]
+    """By model name."""
+    step_seconds: float
+    num_batched_tokens: int
+
+
+UpMessage = Union[Hello, Submit, Embed, Cancel]
+DownMessage = Union[ModelLoading, ModelReady, ModelFailed, WorkerReady, StepOutputs]
+Message = Union[UpMessage, DownMessage]
+
+_KINDS: dict[bytes, type] = {
+    kind.__name__.encode(): kind
+    for kind in (Hello, Submit, Embed, Cancel, ModelLoading, ModelReady, ModelFailed, WorkerReady, StepOutputs)
+}
+
+
+@cache
+def _decoder(kind: bytes) -> "msgspec.msgpack.Decoder[Message]":
+    import msgspec
+
+    return msgspec.msgpack.Decoder(_KINDS[kind])
+
+
+@cache
+def _encoder() -> "msgspec.msgpack.Encoder":
+    import msgspec
+
+    return msgspec.msgpack.Encoder()
+
+
+def encode(message: Message) -> list[bytes]:
+    """Frames of a message: its class name and its msgpack body."""
+    return [type(message).__name__.encode(), _encoder().encode(message)]
+
+
+def decode(frames: list[bytes]) -> Message:
+    """The message in two frames.
+
+    Raises:
+        ValueError: an unknown kind, or a body that does not fit it.
+    """
+    if len(frames) != 2 or frames[0] not in _KINDS:
+        raise ValueError(f"not a message: {len(frames)} frames, kind {frames[0][:40]!r}")
+    return _decoder(frames[0]).decode(frames[1])

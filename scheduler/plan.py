@@ -1,0 +1,81 @@
+"""The contract between the scheduler, which decides, and the runners, which compute: one step's work and its results."""
+
+from dataclasses import dataclass, field
+
+from .messages import TokenLogprobs
+from .request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class ScheduledRow:
+    """The tokens of one request that this step computes: `token_ids[start : start + num_tokens]`.
+
+    The request's blocks already cover them. `start` is its `num_computed_tokens` when the plan was made.
+    """
+
+    request: Request
+    start: int
+    num_tokens: int
+
+    @property
+    def end(self) -> int:
+        """First token index after the row: also the sequence length the row's last token attends to."""
+        return self.start + self.num_tokens
+
+    @property
+    def samples(self) -> bool:
+        """Whether the row reaches the end of its request's tokens, so that the next token is sampled from it."""
+        return self.end == len(self.request.token_ids)
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationBatch:
+    """All rows of one model in one step: one packed forward pass."""
+
+    model: str
+    rows: list[ScheduledRow]
+    """Rows of one token first, then longer ones: attention treats the two kinds differently."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all rows."""
+        return sum(row.num_tokens for row in self.rows)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingInput:
+    """One text of an embedding job."""
+
+    request_id: str
+    index: int
+    """Its place in the job's inputs."""
+    token_ids: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingBatch:
+    """All texts of one embedding model in one step, shortest first."""
+
+    model: str
+    inputs: list[EmbeddingInput]
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """Everything one engine step computes."""
+
+    generation: list[GenerationBatch] = field(default_factory=list)
+    embedding: list[EmbeddingBatch] = field(default_factory=list)
+    num_batched_tokens: int = 0
+    """Tokens of all batches together."""
+
+    def __bool__(self) -> bool:
+        return bool(self.generation or self.embedding)
+
+
+@dataclass(frozen=True, slots=True)
+class SampledToken:
+    """What a generation runner returns for each row that samples, in row order."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None

@@ -1,0 +1,93 @@
+"""The state of one generation job inside the engine: its tokens, how many are computed, the blocks they live in."""
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, NewType
+
+from .messages import Submit
+from .sampling_params import SamplingParams
+
+if TYPE_CHECKING:
+    from .sampling import SamplerState
+
+BlockId = NewType("BlockId", int)
+
+
+class RequestStatus(IntEnum):
+    """Where a request is; a preempted request is a waiting one whose tokens must be computed again."""
+
+    WAITING = 0
+    RUNNING = 1
+    FINISHED = 2
+
+
+@dataclass(slots=True, eq=False)
+class Request:
+    """One sequence being generated.
+
+    The ranges of `token_ids`, when a request has 6 prompt tokens, 3 output tokens and 7 computed ones:
+
+        0           prompt          6     output    9
+        |---------------------------|---------------|
+        |-------- computed ---------------|- target-|
+                                          7         9
+
+    There is no prefill and no decode phase: every step computes some of the tokens between `num_computed_tokens` and
+    `len(token_ids)`, and when it reaches the end one more token is sampled.
+    """
+
+    request_id: str
+    model: str
+    prompt_token_ids: list[int]
+    sampling: SamplingParams
+    arrival_time: float
+    principal: str = ""
+    priority: int = 0
+    cache_salt: str = ""
+
+    token_ids: list[int] = field(default_factory=list)
+    """Prompt and output."""
+    num_computed_tokens: int = 0
+    """Tokens whose keys and values are in the KV cache."""
+    block_ids: list[BlockId] = field(default_factory=list)
+    """Token i lives in block `block_ids[i // block_size]` at offset `i % block_size`."""
+    block_hashes: list[bytes] = field(default_factory=list)
+    """Chained hashes of the full blocks of `token_ids`, as far as they were needed."""
+    status: RequestStatus = RequestStatus.WAITING
+    num_cached_tokens: int = 0
+    """Prompt tokens found in the prefix cache when the request was first scheduled."""
+    num_preemptions: int = 0
+    first_scheduled_time: float = 0.0
+    first_token_time: float = 0.0
+    sampler_state: "SamplerState | None" = None
+    """Token counts and such, kept by `sampling`; None until the request needs them."""
+
+    @classmethod
+    def from_submit(cls, job: Submit) -> "Request":
+        """The request of a freshly submitted or resumed job."""
+        return cls(
+            request_id=job.request_id,
+            model=job.model,
+            prompt_token_ids=job.prompt_token_ids,
+            sampling=job.sampling,
+            arrival_time=job.arrival_time,
+            principal=job.principal,
+            priority=job.priority,
+            cache_salt=job.cache_salt,
+            token_ids=job.prompt_token_ids + job.output_token_ids,
+        )
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and output tokens."""
+        return len(self.token_ids)
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Generated tokens."""
+        return len(self.token_ids) - len(self.prompt_token_ids)
+
+    @property
+    def max_num_tokens(self) -> int:
+        """Tokens when the request ends at its `max_tokens`."""
+        return len(self.prompt_token_ids) + self.sampling.max_tokens
