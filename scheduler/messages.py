@@ -208,6 +208,7 @@ class StepOutputs:
     """By model name."""
     step_seconds: float
     num_batched_tokens: int
+    """0: no step, only news (a refused job, the load after a cancellation)."""
 
 
 UpMessage = Union[Hello, Submit, Embed, Cancel]
@@ -216,7 +217,17 @@ Message = Union[UpMessage, DownMessage]
 
 _KINDS: dict[bytes, type] = {
     kind.__name__.encode(): kind
-    for kind in (Hello, Submit, Embed, Cancel, ModelLoading, ModelReady, ModelFailed, WorkerReady, StepOutputs)
+    for kind in (
+        Hello,
+        Submit,
+        Embed,
+        Cancel,
+        ModelLoading,
+        ModelReady,
+        ModelFailed,
+        WorkerReady,
+        StepOutputs,
+    )
 }
 
 

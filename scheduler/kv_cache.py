@@ -1,0 +1,96 @@
+"""One model's KV blocks as the scheduler sees them: what a request can reuse, what it takes, what it gives back."""
+
+from collections.abc import Sequence
+
+from .block_pool import BlockPool
+from .prefix_cache import PrefixCache, extend_block_hashes
+from .request import BlockId, Request
+
+
+class KVCacheManager:
+    """Block tables of one model's requests over a `BlockPool` and a `PrefixCache`; never touches a tensor."""
+
+    def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True) -> None:
+        self.block_size = block_size
+        self.enable_prefix_caching = enable_prefix_caching
+        self.pool = BlockPool(num_blocks)
+        self.prefix_cache = PrefixCache()
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that fit when one request holds every block."""
+        return self.pool.num_blocks * self.block_size
+
+    def num_blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold that many tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def find_cached(self, request: Request) -> list[BlockId]:
+        """Blocks that already hold the beginning of the request's tokens.
+
+        At least one token stays to be computed, since the next one is sampled from its logits.
+        """
+        if not self.enable_prefix_caching:
+            return []
+        num_full_blocks = (request.num_tokens - 1) // self.block_size
+        extend_block_hashes(request, self.block_size, num_full_blocks)
+        return self.prefix_cache.longest_prefix(request.block_hashes[:num_full_blocks])
+
+    def can_admit(self, request: Request, cached: Sequence[BlockId]) -> bool:
+        """Whether all tokens of a waiting request fit, given the cached blocks that it would share."""
+        num_new = self.num_blocks_for(request.num_tokens) - len(cached)
+        num_cached_free = sum(map(self.pool.is_free, cached))
+        return num_new <= self.pool.num_free - num_cached_free
+
+    def admit(self, request: Request, cached: Sequence[BlockId]) -> None:
+        """Give a waiting request its cached blocks and new ones for the rest of its tokens; `can_admit` was true.
+
+        All known tokens get their blocks at once, though they may be computed in several steps: a request that began
+        its prompt can then always finish it, and half-computed prompts never compete for the last blocks.
+        """
+        assert not request.block_ids and request.num_computed_tokens == 0
+        self.pool.share(cached)
+        request.block_ids = list(cached)
+        request.num_computed_tokens = len(cached) * self.block_size
+        self._take(request, self.num_blocks_for(request.num_tokens) - len(cached))
+        if request.num_preemptions == 0:
+            request.num_cached_tokens = request.num_computed_tokens
+            self.prefix_cache.num_queried_tokens += request.num_tokens
+            self.prefix_cache.num_hit_tokens += request.num_cached_tokens
+
+    def can_grow(self, request: Request) -> bool:
+        """Whether a running request's newest token has a block, or one is free for it."""
+        return self.num_blocks_for(request.num_tokens) - len(request.block_ids) <= self.pool.num_free
+
+    def grow(self, request: Request) -> None:
+        """Give a running request the blocks its newest tokens need; `can_grow` was true."""
+        self._take(request, self.num_blocks_for(request.num_tokens) - len(request.block_ids))
+
+    def remember(self, request: Request, num_tokens: int) -> None:
+        """Let others share the request's full blocks among its first `num_tokens` tokens.
+
+        Called when those tokens are scheduled, not when they are computed: within a step all keys and values of a
+        layer are written before any are read, so even a request of the same step may use them.
+        """
+        if not self.enable_prefix_caching:
+            return
+        num_full_blocks = num_tokens // self.block_size
+        first_new = request.num_computed_tokens // self.block_size
+        if first_new == num_full_blocks:
+            return
+        extend_block_hashes(request, self.block_size, num_full_blocks)
+        for index in range(first_new, num_full_blocks):
+            self.prefix_cache.remember(request.block_ids[index], request.block_hashes[index])
+
+    def release(self, request: Request) -> None:
+        """Take all blocks back. The last ones become free first: the longer a prefix, the less likely its reuse."""
+        for block_id in reversed(request.block_ids):
+            self.pool.release(block_id, reusable=block_id in self.prefix_cache)
+        request.block_ids = []
+        request.num_computed_tokens = 0
+
+    def _take(self, request: Request, num_blocks: int) -> None:
+        taken = self.pool.take(num_blocks)
+        for block_id in taken:
+            self.prefix_cache.forget(block_id)
+        request.block_ids += taken

@@ -1,0 +1,291 @@
+"""Deals the tokens of each step out to the requests; knows counts and blocks, never tensors, text or clocks of a device.
+
+There is no prefill phase and no decode phase. Every request has tokens whose keys and values are not computed yet: one
+if it is generating, many if it is new or was preempted. A step has a token budget. Requests that need a single token
+come first, so that running streams keep their pace; what is left of the budget goes to the longer ones and to
+embedding jobs in the policy's order. Chunked prefill, prefix-cache hits, preemption and resumption are this arithmetic.
+"""
+
+from dataclasses import dataclass, field
+
+from .errors import ContextLengthError, RequestError
+from .kv_cache import KVCacheManager
+from .plan import EmbeddingBatch, EmbeddingInput, GenerationBatch, ScheduledRow, StepPlan
+from .policy import EmbeddingJob, FifoQueue, JobQueue, choose_victim
+from .request import Request, RequestStatus
+
+
+@dataclass(slots=True, eq=False)
+class GenerationLane:
+    """The requests of one generation model."""
+
+    model: str
+    kv: KVCacheManager
+    max_model_len: int
+    waiting: JobQueue = field(default_factory=FifoQueue)
+    running: dict[str, Request] = field(default_factory=dict)
+    """By request id, in the order of admission."""
+    num_preemptions: int = 0
+    num_prompt_tokens: int = 0
+    """Computed, not found in the prefix cache."""
+    num_generation_tokens: int = 0
+
+
+@dataclass(slots=True, eq=False)
+class EmbeddingLane:
+    """The jobs of one embedding model."""
+
+    model: str
+    max_model_len: int
+    waiting: JobQueue = field(default_factory=FifoQueue)
+    unfinished: dict[str, EmbeddingJob] = field(default_factory=dict)
+    """Every job whose result is not out yet; those with inputs left are also in `waiting`."""
+    num_prompt_tokens: int = 0
+
+
+Lane = GenerationLane | EmbeddingLane
+
+
+class _Step:
+    """The plan of one step while it is being made."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.num_tokens = 0
+        self.has_long_work = False
+        """Whether a chunk of more than one token, or an embedding input, is in it."""
+        self.rows: dict[str, list[ScheduledRow]] = {}
+        self.inputs: dict[str, list[EmbeddingInput]] = {}
+        self.scheduled: set[str] = set()
+        self.blocked: set[str] = set()
+        """Models that ran out of blocks in this step: nothing of theirs is admitted any more."""
+
+    @property
+    def room(self) -> int:
+        return self.budget - self.num_tokens
+
+    def add_row(self, lane: GenerationLane, request: Request, num_tokens: int) -> None:
+        row = ScheduledRow(request, request.num_computed_tokens, num_tokens)
+        self.rows.setdefault(lane.model, []).append(row)
+        self.scheduled.add(request.request_id)
+        self.num_tokens += num_tokens
+        self.has_long_work |= num_tokens > 1
+        lane.kv.remember(request, row.end)
+        lane.waiting.charge(request, num_tokens)
+
+    def plan(self) -> StepPlan:
+        return StepPlan(
+            generation=[
+                GenerationBatch(model, sorted(rows, key=lambda row: row.num_tokens > 1))
+                for model, rows in self.rows.items()
+            ],
+            embedding=[
+                EmbeddingBatch(model, sorted(inputs, key=lambda item: len(item.token_ids)))
+                for model, inputs in self.inputs.items()
+            ],
+            num_batched_tokens=self.num_tokens,
+        )
+
+
+class Scheduler:
+    """All waiting and running jobs of one device, and the decision what each step computes."""
+
+    def __init__(self, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+        if max_num_batched_tokens < max_num_seqs:
+            raise ValueError(
+                f"max_num_batched_tokens is {max_num_batched_tokens}, less than max_num_seqs, {max_num_seqs}: "
+                "a step must have room for one token of every running request; raise the first or lower the second"
+            )
+        self.max_num_seqs = max_num_seqs
+        self.max_num_batched_tokens = max_num_batched_tokens
+        self.generation_lanes: dict[str, GenerationLane] = {}
+        self.embedding_lanes: dict[str, EmbeddingLane] = {}
+        self._lane_of: dict[str, Lane] = {}
+
+    # ------------------------------------------------------------------------------------------------ jobs in and out
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            RequestError: its model generates nothing, or prompt and output can never fit.
+        """
+        lane = self.generation_lanes[request.model]
+        limit = min(lane.max_model_len, lane.kv.capacity)
+        if request.max_num_tokens > limit:
+            reason = "the model's context" if limit == lane.max_model_len else "the whole KV cache"
+            raise ContextLengthError(
+                f"{len(request.prompt_token_ids)} prompt tokens and {request.sampling.max_tokens} output tokens need "
+                f"{request.max_num_tokens} tokens, but {reason} holds {limit}; shorten the prompt or lower max_tokens"
+            )
+        self._enter(request.request_id, lane)
+        lane.waiting.push(request)
+
+    def add_embedding(self, job: EmbeddingJob) -> None:
+        """Queue an embedding job.
+
+        Raises:
+            RequestError: one of its inputs is longer than the model takes.
+        """
+        lane = self.embedding_lanes[job.model]
+        longest = max(len(item.token_ids) for item in job.remaining)
+        if longest > lane.max_model_len:
+            raise ContextLengthError(
+                f"an input has {longest} tokens, but {job.model} takes {lane.max_model_len}; split the input",
+                param="input",
+            )
+        self._enter(job.request_id, lane)
+        lane.waiting.push(job)
+        lane.unfinished[job.request_id] = job
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a job; its blocks are free before the next step. Unknown ids are ignored."""
+        lane = self._lane_of.pop(request_id, None)
+        if lane is None:
+            return
+        lane.waiting.remove(request_id)
+        if isinstance(lane, EmbeddingLane):
+            lane.unfinished.pop(request_id)
+        elif request := lane.running.pop(request_id, None):
+            lane.kv.release(request)
+            request.status = RequestStatus.FINISHED
+
+    def finish(self, request: Request) -> None:
+        """Take a running request out because its output is complete or its step failed."""
+        self.cancel(request.request_id)
+
+    def finish_embedding(self, job: EmbeddingJob) -> None:
+        """Take an embedding job out."""
+        self.cancel(job.request_id)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any job waits or runs."""
+        return bool(self._lane_of)
+
+    @property
+    def num_running(self) -> int:
+        """Requests that hold blocks, over all models."""
+        return sum(len(lane.running) for lane in self.generation_lanes.values())
+
+    def _enter(self, request_id: str, lane: Lane) -> None:
+        if request_id in self._lane_of:
+            raise RequestError(
+                f"there is already a job with the id {request_id}", code="duplicate_request_id"
+            )
+        self._lane_of[request_id] = lane
+
+    # ---------------------------------------------------------------------------------------------------- one step
+
+    def schedule(self) -> StepPlan:
+        """Decide what the next step computes; the blocks for it are taken and shared when this returns."""
+        step = _Step(self.max_num_batched_tokens)
+        for single_token in (True, False):
+            for lane in self.generation_lanes.values():
+                self._schedule_running(step, lane, single_token=single_token)
+        self._schedule_waiting(step)
+        return step.plan()
+
+    def advance(self, row: ScheduledRow) -> None:
+        """The row has been computed."""
+        lane = self.generation_lanes[row.request.model]
+        prompt_end = len(row.request.prompt_token_ids)
+        lane.num_prompt_tokens += max(0, min(row.end, prompt_end) - row.start)
+        row.request.num_computed_tokens = row.end
+
+    def _schedule_running(self, step: _Step, lane: GenerationLane, *, single_token: bool) -> None:
+        """Rows for running requests, the policy's first ones first; `single_token` selects those that need just one."""
+        for request in sorted(lane.running.values(), key=lane.waiting.key):
+            if step.room == 0:
+                return
+            num_missing = request.num_tokens - request.num_computed_tokens
+            preempted_meanwhile = request.status is not RequestStatus.RUNNING
+            if preempted_meanwhile or (num_missing == 1) != single_token:
+                continue
+            if self._make_room(step, lane, request):
+                lane.kv.grow(request)
+                step.add_row(lane, request, min(num_missing, step.room))
+
+    def _make_room(self, step: _Step, lane: GenerationLane, request: Request) -> bool:
+        """Preempt later requests until the newest tokens of `request` have blocks; False if it must wait a step.
+
+        Requests already in this step are left alone. The policy's first running request never waits: either all its
+        tokens got their blocks at admission, or it may preempt every other one, and admission made sure that it fits
+        alone. So every step makes progress.
+        """
+        while not lane.kv.can_grow(request):
+            step.blocked.add(lane.model)
+            key = lane.waiting.key(request)
+            victim = choose_victim(
+                (
+                    other
+                    for other in lane.running.values()
+                    if other.request_id not in step.scheduled and lane.waiting.key(other) > key
+                ),
+                lane.waiting,
+            )
+            if victim is None:
+                return False
+            self._preempt(lane, victim)
+        return True
+
+    def _preempt(self, lane: GenerationLane, request: Request) -> None:
+        """Take a running request's blocks and queue it again; what it computed is found or computed again later."""
+        del lane.running[request.request_id]
+        lane.kv.release(request)
+        request.status = RequestStatus.WAITING
+        request.num_preemptions += 1
+        lane.num_preemptions += 1
+        lane.waiting.push(request)
+
+    def _schedule_waiting(self, step: _Step) -> None:
+        """Start waiting jobs of all models in the policy's order, until the budget, the seats or the blocks are gone."""
+        open_lanes: list[Lane] = [
+            lane
+            for lane in (*self.generation_lanes.values(), *self.embedding_lanes.values())
+            if lane.waiting and lane.model not in step.blocked
+        ]
+        while open_lanes and step.room > 0:
+            lane = min(open_lanes, key=lambda lane: lane.waiting.key(lane.waiting.peek()))
+            if isinstance(lane, EmbeddingLane):
+                may_go_on = self._schedule_embedding(step, lane)
+            else:
+                may_go_on = self._admit(step, lane)
+            if not may_go_on or not lane.waiting:
+                open_lanes.remove(lane)
+
+    def _admit(self, step: _Step, lane: GenerationLane) -> bool:
+        """Start the lane's first waiting request; False if it has to wait."""
+        request = lane.waiting.peek()
+        assert isinstance(request, Request)
+        if self.num_running >= self.max_num_seqs:
+            return False
+        cached = lane.kv.find_cached(request)
+        if not lane.kv.can_admit(request, cached):
+            return False
+        lane.waiting.pop()
+        lane.kv.admit(request, cached)
+        request.status = RequestStatus.RUNNING
+        lane.running[request.request_id] = request
+        step.add_row(lane, request, min(request.num_tokens - request.num_computed_tokens, step.room))
+        return True
+
+    def _schedule_embedding(self, step: _Step, lane: EmbeddingLane) -> bool:
+        """Take inputs of the lane's first job; False if the next one does not fit into this step.
+
+        An input cannot be cut. One that is longer than the room left may overshoot the budget if the step has no other
+        long work: otherwise it would starve next to steady generation.
+        """
+        job = lane.waiting.peek()
+        assert isinstance(job, EmbeddingJob)
+        while job.remaining:
+            num_tokens = len(job.remaining[-1].token_ids)
+            if num_tokens > step.room and step.has_long_work:
+                return False
+            step.inputs.setdefault(lane.model, []).append(job.remaining.pop())
+            step.num_tokens += num_tokens
+            step.has_long_work = True
+            lane.num_prompt_tokens += num_tokens
+            lane.waiting.charge(job, num_tokens)
+        lane.waiting.pop()
+        return True

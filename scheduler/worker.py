@@ -1,0 +1,220 @@
+"""The device worker: one process that owns the device, takes jobs from the API processes and steps the engine.
+
+    python -m penstock.scheduler.worker CONFIG_JSON
+
+A single thread does everything. With no work it sleeps in poll and uses no processor time; with work it looks for
+messages between steps without waiting. It ends on SIGTERM, or when its standard input closes, which happens when the
+process that started it is gone.
+"""
+
+import contextlib
+import logging
+import signal
+import sys
+from collections import defaultdict
+from types import FrameType
+
+import zmq
+
+from .config import ModelSpec, WorkerConfig
+from .engine import Engine, StepResult
+from .errors import ModelLoadError, RequestError
+from .launch import load_config
+from .messages import (
+    Cancel,
+    DownMessage,
+    Embed,
+    EmbeddingOutput,
+    Hello,
+    JobError,
+    ModelFailed,
+    ModelLoading,
+    ModelReady,
+    RequestOutput,
+    StepOutputs,
+    Submit,
+    WorkerReady,
+    decode,
+    encode,
+)
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Joins the engine to the socket of the API processes."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
+        self.engine = Engine(config.engine)
+        self._socket = zmq.Context.instance().socket(zmq.ROUTER)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # a slow API process must not lose tokens
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.setsockopt(zmq.ROUTER_MANDATORY, 1)  # sending to an API process that is gone raises
+        self._socket.bind(config.address)
+        self._poller = zmq.Poller()
+        self._poller.register(self._socket, zmq.POLLIN)
+        self._poller.register(sys.stdin.fileno(), zmq.POLLIN)
+        self._clients: set[bytes] = set()
+        self._client_of: dict[str, bytes] = {}  # request id -> API process
+        self._model_states: dict[str, ModelLoading | ModelReady | ModelFailed] = {}
+        self._ready = False
+
+    # ------------------------------------------------------------------------------------------------------ models
+
+    def load_models(self) -> None:
+        """Load everything of the configuration, telling whoever listens how far it is."""
+        for spec in self.config.models:
+            self._announce(ModelLoading(spec.name, "waiting", 0.0))
+        loaded = [spec.name for spec in self.config.models if self._load(spec)]
+        failures = self.engine.allocate()
+        for name in loaded:
+            failed = name in failures
+            self._announce(ModelFailed(name, failures[name]) if failed else self.engine.describe(name))
+        self._ready = True
+        for client in list(self._clients):
+            self._send(client, WorkerReady())
+
+    def _load(self, spec: ModelSpec) -> bool:
+        def progress(stage: str, fraction: float) -> None:
+            self._announce(ModelLoading(spec.name, stage, fraction))
+
+        try:
+            self.engine.load(spec, progress)
+        except ModelLoadError as error:
+            self._announce(ModelFailed(spec.name, str(error)))
+        except Exception as error:  # a broken checkpoint must not take the other models down
+            logger.exception("loading %s failed", spec.name)
+            self._announce(ModelFailed(spec.name, f"{type(error).__name__}: {error}"))
+        else:
+            return True
+        return False
+
+    def _announce(self, state: ModelLoading | ModelReady | ModelFailed) -> None:
+        """Tell every API process, the ones that have just arrived included, and remember it for later ones."""
+        self._model_states[state.name] = state
+        self._receive()
+        for client in list(self._clients):
+            self._send(client, state)
+
+    # -------------------------------------------------------------------------------------------------------- loop
+
+    def run(self) -> None:
+        """Serve until the starter is gone."""
+        while True:
+            events = dict(self._poller.poll(0 if self.engine.has_work else None))
+            if sys.stdin.fileno() in events:
+                logger.info("the process that started this worker is gone: ending")
+                return
+            self._receive()
+            if self.engine.has_work:
+                self._publish(self.engine.step())
+
+    def _receive(self) -> None:
+        """Take every message that has arrived."""
+        while True:
+            try:
+                client, *frames = self._socket.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                message = decode(frames)
+            except ValueError as error:
+                logger.warning("dropped a message: %s", error)
+                continue
+            match message:
+                case Hello():
+                    self._greet(client)
+                case Submit() | Embed():
+                    self._submit(client, message)
+                case Cancel():
+                    self._cancel([id for id in message.request_ids if self._client_of.get(id) == client])
+                case _:
+                    logger.warning("dropped a %s: it is for API processes", type(message).__name__)
+
+    def _greet(self, client: bytes) -> None:
+        self._clients.add(client)
+        for state in self._model_states.values():
+            self._send(client, state)
+        if self._ready:
+            self._send(client, WorkerReady())
+
+    def _submit(self, client: bytes, job: Submit | Embed) -> None:
+        try:
+            self.engine.add(job)
+        except RequestError as error:
+            failure = JobError(error.message, error.code, error.param)
+            refused = StepOutputs([], [], self.engine.stats(), 0.0, 0)
+            if isinstance(job, Submit):
+                refused.outputs.append(
+                    RequestOutput(job.request_id, [], finish_reason="error", error=failure)
+                )
+            else:
+                refused.embeddings.append(EmbeddingOutput(job.request_id, 0, b"", error=failure))
+            self._send(client, refused)
+        else:
+            self._client_of[job.request_id] = client
+
+    def _cancel(self, request_ids: list[str]) -> None:
+        for request_id in request_ids:
+            del self._client_of[request_id]
+            self.engine.cancel(request_id)
+        if not self.engine.has_work:  # no step will follow that would tell the new load
+            self._publish(StepResult([], [], 0.0, 0))
+
+    def _publish(self, result: StepResult) -> None:
+        """One message to each API process that has jobs in this step, and the statistics to all."""
+        outputs: dict[bytes, list[RequestOutput]] = defaultdict(list)
+        embeddings: dict[bytes, list[EmbeddingOutput]] = defaultdict(list)
+        for output in result.outputs:
+            outputs[self._client_of[output.request_id]].append(output)
+            if output.finish_reason is not None:
+                del self._client_of[output.request_id]
+        for embedding in result.embeddings:
+            embeddings[self._client_of.pop(embedding.request_id)].append(embedding)
+        stats = self.engine.stats()
+        for client in list(self._clients):
+            self._send(
+                client,
+                StepOutputs(
+                    outputs[client], embeddings[client], stats, result.step_seconds, result.num_batched_tokens
+                ),
+            )
+
+    def _send(self, client: bytes, message: DownMessage) -> None:
+        try:
+            self._socket.send_multipart([client, *encode(message)])
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+            self._forget_client(client)
+
+    def _forget_client(self, client: bytes) -> None:
+        """An API process is gone: nobody waits for its jobs any more."""
+        self._clients.discard(client)
+        abandoned = [request_id for request_id, owner in self._client_of.items() if owner == client]
+        logger.warning("an API process is gone; its %d jobs are cancelled", len(abandoned))
+        for request_id in abandoned:
+            del self._client_of[request_id]
+            self.engine.cancel(request_id)
+
+
+def main() -> None:
+    """Run the worker whose configuration is the one argument."""
+    config = load_config(sys.argv[1])
+    logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s worker %(levelname)s %(message)s")
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front's: it stops this process in order
+    with contextlib.closing(zmq.Context.instance()):
+        worker = Worker(config)
+        worker.load_models()
+        worker.run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,286 @@
+"""Who gets which tokens of a step, exactly, and that no order of events loses a request or a block."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.scheduler.errors import ContextLengthError, RequestError
+from penstock.scheduler.kv_cache import KVCacheManager
+from penstock.scheduler.messages import Submit
+from penstock.scheduler.plan import StepPlan
+from penstock.scheduler.policy import EmbeddingJob
+from penstock.scheduler.request import Request, RequestStatus
+from penstock.scheduler.sampling_params import SamplingParams
+from penstock.scheduler.scheduler import EmbeddingLane, GenerationLane, Scheduler
+
+
+def make_scheduler(
+    num_blocks: int = 64, block_size: int = 4, max_num_seqs: int = 8, budget: int = 16, prefix: bool = True
+) -> Scheduler:
+    scheduler = Scheduler(max_num_seqs=max_num_seqs, max_num_batched_tokens=budget)
+    kv = KVCacheManager(num_blocks, block_size, enable_prefix_caching=prefix)
+    scheduler.generation_lanes["m"] = GenerationLane("m", kv, 1000)
+    scheduler.embedding_lanes["e"] = EmbeddingLane("e", 100)
+    return scheduler
+
+
+_arrival = iter(range(10**9))
+
+
+def make_request(name: str, prompt: int | list[int], max_tokens: int = 4) -> Request:
+    rng = random.Random(name)
+    tokens = prompt if isinstance(prompt, list) else [rng.randrange(1000) for _ in range(prompt)]
+    params = SamplingParams(max_tokens=max_tokens, seed=0)
+    return Request.from_submit(Submit(name, "m", tokens, params, float(next(_arrival))))
+
+
+def rows_of(plan: StepPlan) -> dict[str, tuple[int, int]]:
+    """Start and number of tokens of each row by request."""
+    return {
+        row.request.request_id: (row.start, row.num_tokens) for batch in plan.generation for row in batch.rows
+    }
+
+
+def compute(scheduler: Scheduler, plan: StepPlan) -> None:
+    """What the engine does after a step, with token 7 as every sample."""
+    for batch in plan.generation:
+        for row in batch.rows:
+            samples = row.samples
+            scheduler.advance(row)
+            if samples:
+                row.request.token_ids.append(7)
+                if row.request.num_output_tokens == row.request.sampling.max_tokens:
+                    scheduler.finish(row.request)
+    for embedding_batch in plan.embedding:
+        for item in embedding_batch.inputs:
+            job = scheduler.embedding_lanes["e"].unfinished.get(item.request_id)
+            if job and not job.remaining:
+                scheduler.finish_embedding(job)
+
+
+def test_long_prompts_are_chunked_and_single_tokens_come_first() -> None:
+    scheduler = make_scheduler(budget=16)
+    scheduler.add(make_request("a", 10))
+    scheduler.add(make_request("b", 20))
+    plan = scheduler.schedule()
+    assert rows_of(plan) == {"a": (0, 10), "b": (0, 6)}
+    compute(scheduler, plan)
+    plan = scheduler.schedule()
+    assert rows_of(plan) == {"a": (10, 1), "b": (6, 14)}
+    assert [row.request.request_id for row in plan.generation[0].rows] == ["a", "b"]
+    compute(scheduler, plan)
+    assert rows_of(scheduler.schedule()) == {"a": (11, 1), "b": (20, 1)}
+
+
+def test_rows_of_one_token_are_in_front_even_if_their_request_came_later() -> None:
+    scheduler = make_scheduler(budget=8)
+    scheduler.add(make_request("long", 30))
+    compute(scheduler, scheduler.schedule())
+    scheduler.add(make_request("short", 1))
+    scheduler.generation_lanes["m"].running["long"].num_computed_tokens = 25  # five left: both fit
+    plan = scheduler.schedule()
+    assert [row.request.request_id for row in plan.generation[0].rows] == ["short", "long"]
+
+
+def test_seats_are_limited() -> None:
+    scheduler = make_scheduler(max_num_seqs=2)
+    for name in "abc":
+        scheduler.add(make_request(name, 2, max_tokens=1))
+    plan = scheduler.schedule()
+    assert set(rows_of(plan)) == {"a", "b"}
+    compute(scheduler, plan)
+    assert set(rows_of(scheduler.schedule())) == {"c"}
+
+
+def test_priority_goes_before_arrival() -> None:
+    scheduler = make_scheduler(budget=8)
+    late = make_request("late", 8)
+    late.priority = -1
+    scheduler.add(make_request("early", 8))
+    scheduler.add(late)
+    assert rows_of(scheduler.schedule()) == {"late": (0, 8)}
+
+
+def test_requests_of_one_step_share_a_prompt() -> None:
+    scheduler = make_scheduler(budget=16)
+    prompt = [*range(9)]
+    for name in "abc":
+        scheduler.add(make_request(name, prompt))
+    plan = scheduler.schedule()
+    assert rows_of(plan) == {"a": (0, 9), "b": (8, 1), "c": (8, 1)}
+    kv = scheduler.generation_lanes["m"].kv
+    assert kv.pool.ref_counts[:5] == [3, 3, 1, 1, 1]
+
+
+def test_the_latest_request_gives_way_when_blocks_run_out_and_goes_on_later() -> None:
+    scheduler = make_scheduler(num_blocks=4, block_size=4, prefix=False)
+    first, second = make_request("first", 8, max_tokens=6), make_request("second", 7, max_tokens=6)
+    scheduler.add(first)
+    scheduler.add(second)
+    plan = scheduler.schedule()
+    assert rows_of(plan) == {"first": (0, 8), "second": (0, 7)}
+    compute(scheduler, plan)
+    # The ninth token of the first needs a third block; none is free; the second gives both of its own.
+    plan = scheduler.schedule()
+    assert rows_of(plan) == {"first": (8, 1)}
+    assert (second.status, second.num_computed_tokens, second.block_ids) == (RequestStatus.WAITING, 0, [])
+    assert scheduler.generation_lanes["m"].num_preemptions == 1
+    while first.status is RequestStatus.RUNNING:
+        compute(scheduler, plan)
+        plan = scheduler.schedule()
+    assert rows_of(plan) == {"second": (0, 8)}  # seven prompt tokens and the one it had sampled
+    assert second.num_preemptions == 1
+
+
+def test_a_preempted_request_finds_its_own_blocks_again() -> None:
+    scheduler = make_scheduler(num_blocks=5, block_size=4)
+    first, second = make_request("first", 8, max_tokens=4), make_request("second", 8, max_tokens=4)
+    scheduler.add(first)
+    scheduler.add(second)
+    compute(scheduler, scheduler.schedule())
+    plan = scheduler.schedule()  # one free block for two that want one
+    assert rows_of(plan) == {"first": (8, 1)}
+    compute(scheduler, plan)
+    while not rows_of(plan).get("second"):
+        plan = scheduler.schedule()
+        compute(scheduler, plan)
+    assert rows_of(plan)["second"] == (8, 1)
+    assert second.num_preemptions <= 1
+
+
+def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
+    scheduler = make_scheduler(num_blocks=3, block_size=4)
+    with pytest.raises(ContextLengthError, match=r"9 prompt tokens and 4 output tokens need 13 .* holds 12"):
+        scheduler.add(make_request("a", 9, max_tokens=4))
+    assert not scheduler.has_work
+    scheduler.add(make_request("b", 8, max_tokens=4))
+    with pytest.raises(RequestError, match="already a job with the id b"):
+        scheduler.add(make_request("b", 8, max_tokens=4))
+
+
+def test_cancelling_frees_the_blocks_at_once() -> None:
+    scheduler = make_scheduler()
+    scheduler.add(make_request("running", 10))
+    compute(scheduler, scheduler.schedule())
+    scheduler.add(make_request("waiting", 10))
+    kv = scheduler.generation_lanes["m"].kv
+    assert kv.pool.num_used == 3
+    scheduler.cancel("running")
+    scheduler.cancel("waiting")
+    scheduler.cancel("nobody")
+    assert kv.pool.num_used == 0
+    assert not scheduler.has_work
+    assert not scheduler.schedule()
+
+
+def test_embedding_inputs_share_the_budget_in_order_of_arrival() -> None:
+    scheduler = make_scheduler(budget=16)
+    scheduler.add_embedding(EmbeddingJob("docs", "e", [[1] * 6, [2] * 3, [3] * 5], float(next(_arrival))))
+    scheduler.add(make_request("chat", 8))
+    plan = scheduler.schedule()
+    assert [(item.index, len(item.token_ids)) for item in plan.embedding[0].inputs] == [
+        (1, 3),
+        (2, 5),
+        (0, 6),
+    ]
+    assert rows_of(plan) == {"chat": (0, 2)}
+    assert plan.num_batched_tokens == 16
+
+
+def test_an_embedding_input_longer_than_the_room_does_not_starve_beside_generation() -> None:
+    scheduler = make_scheduler(budget=16)
+    scheduler.add(make_request("chat", 1, max_tokens=50))
+    compute(scheduler, scheduler.schedule())
+    scheduler.add_embedding(EmbeddingJob("doc", "e", [[1] * 16, [2] * 20], float(next(_arrival))))
+    plan = scheduler.schedule()
+    assert [len(item.token_ids) for item in plan.embedding[0].inputs] == [16]
+    assert rows_of(plan) == {"chat": (1, 1)}
+    compute(scheduler, plan)
+    plan = scheduler.schedule()
+    assert [len(item.token_ids) for item in plan.embedding[0].inputs] == [20]
+
+
+def test_a_blocked_model_does_not_hold_up_another() -> None:
+    scheduler = make_scheduler(num_blocks=2, block_size=4)
+    scheduler.add(make_request("holds", 5, max_tokens=3))
+    compute(scheduler, scheduler.schedule())
+    scheduler.add(make_request("blocked", 5, max_tokens=3))
+    scheduler.add_embedding(EmbeddingJob("doc", "e", [[1] * 4], float(next(_arrival))))
+    plan = scheduler.schedule()
+    assert set(rows_of(plan)) == {"holds"}
+    assert len(plan.embedding[0].inputs) == 1
+
+
+def test_a_budget_smaller_than_the_seats_is_refused() -> None:
+    with pytest.raises(ValueError, match="max_num_batched_tokens is 4, less than max_num_seqs, 8"):
+        Scheduler(max_num_seqs=8, max_num_batched_tokens=4)
+
+
+def check_integrity(scheduler: Scheduler) -> None:
+    """Every block's reference count is the number of running requests that hold it."""
+    lane = scheduler.generation_lanes["m"]
+    counts = [0] * lane.kv.pool.num_blocks
+    for request in lane.running.values():
+        assert len(request.block_ids) * lane.kv.block_size >= request.num_computed_tokens
+        for block_id in request.block_ids:
+            counts[block_id] += 1
+    assert counts == lane.kv.pool.ref_counts
+    assert sorted(lane.kv.pool.free_order()) == [block for block, count in enumerate(counts) if count == 0]
+
+
+EVENT = st.one_of(
+    st.tuples(st.just("add"), st.integers(1, 30), st.integers(1, 12)),
+    st.tuples(st.just("embed"), st.integers(1, 30), st.integers(1, 5)),
+    st.tuples(st.just("cancel"), st.integers(0, 40), st.just(0)),
+    st.tuples(st.just("step"), st.just(0), st.just(0)),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    events=st.lists(EVENT, max_size=60),
+    num_blocks=st.integers(11, 40),
+    max_num_seqs=st.integers(1, 6),
+    budget=st.integers(6, 40),
+    prefix=st.booleans(),
+)
+def test_no_sequence_of_events_leaks_a_block_or_loses_a_request(
+    events: list[tuple[str, int, int]], num_blocks: int, max_num_seqs: int, budget: int, prefix: bool
+) -> None:
+    scheduler = make_scheduler(num_blocks, 4, max_num_seqs, budget, prefix)
+    requests: list[Request] = []
+    cancelled: set[str] = set()
+    for number, (event, size, count) in enumerate(events):
+        if event == "add":  # prompts begin alike, so that blocks are shared
+            request = make_request(
+                f"r{number}", [1] * (size // 2) + [number] * (size - size // 2), max_tokens=count
+            )
+            scheduler.add(request)
+            requests.append(request)
+        elif event == "embed":
+            scheduler.add_embedding(
+                EmbeddingJob(f"e{number}", "e", [[1] * size] * count, float(next(_arrival)))
+            )
+        elif event == "cancel" and requests:
+            victim = requests[size % len(requests)]
+            if victim.num_output_tokens < victim.sampling.max_tokens:
+                cancelled.add(victim.request_id)
+            scheduler.cancel(victim.request_id)
+        else:
+            compute(scheduler, scheduler.schedule())
+        check_integrity(scheduler)
+    num_steps = 0
+    while scheduler.has_work:
+        plan = scheduler.schedule()
+        assert plan, "jobs wait, but the step is empty"
+        compute(scheduler, plan)
+        check_integrity(scheduler)
+        num_steps += 1
+        assert num_steps < 5000, "the requests never finish"
+    for request in requests:
+        if request.request_id not in cancelled:
+            assert request.num_output_tokens == request.sampling.max_tokens
+    assert scheduler.generation_lanes["m"].kv.pool.num_used == 0
+    assert not scheduler.embedding_lanes["e"].unfinished
