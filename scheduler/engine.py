@@ -108,9 +108,7 @@ class Engine:
             )
         runner.allocate_kv_cache(num_blocks)
         runner.warm_up()
-        kv = KVCacheManager(
-            num_blocks, self.config.block_size, enable_prefix_caching=self.config.enable_prefix_caching
-        )
+        kv = KVCacheManager(num_blocks, self.config.block_size, enable_prefix_caching=self.config.enable_prefix_caching)
         self.scheduler.generation_lanes[name] = GenerationLane(name, kv, runner.max_model_len)
 
     def describe(self, name: str) -> ModelReady:
@@ -173,9 +171,7 @@ class Engine:
             if job.model not in self.scheduler.embedding_lanes:
                 raise UnknownModelError(f"no embedding model {job.model} is resident")
             self.scheduler.add_embedding(
-                EmbeddingJob(
-                    job.request_id, job.model, job.inputs, job.arrival_time, job.principal, job.priority
-                )
+                EmbeddingJob(job.request_id, job.model, job.inputs, job.arrival_time, job.principal, job.priority)
             )
 
     def cancel(self, request_id: str) -> None:
@@ -216,15 +212,10 @@ class Engine:
         """End every request of a failed batch; its blocks may hold anything, so the prefix cache forgets all."""
         lane = self.scheduler.generation_lanes[batch.model]
         lane.kv.prefix_cache.clear()
-        failure = JobError(
-            f"the model failed while computing this request: {error}", code="internal_error", status=500
-        )
+        failure = JobError(f"the model failed while computing this request: {error}", code="internal_error", status=500)
         for row in batch.rows:
             self.scheduler.finish(row.request)
-        return [
-            RequestOutput(row.request.request_id, [], finish_reason="error", error=failure)
-            for row in batch.rows
-        ]
+        return [RequestOutput(row.request.request_id, [], finish_reason="error", error=failure) for row in batch.rows]
 
     def _append(self, row: ScheduledRow, token: SampledToken, now: float) -> RequestOutput:
         """Add the sampled token to its request and end the request if it is complete."""
@@ -274,9 +265,7 @@ class Engine:
         for item, vector in zip(batch.inputs, vectors, strict=True):
             job = touched[item.request_id] = lane.unfinished[item.request_id]
             if item.request_id not in self._embedding_results:
-                self._embedding_results[item.request_id] = np.empty(
-                    (job.num_inputs, runner.embedding_dim), np.float32
-                )
+                self._embedding_results[item.request_id] = np.empty((job.num_inputs, runner.embedding_dim), np.float32)
             self._embedding_results[item.request_id][item.index] = vector
         outputs = []
         for job in touched.values():
@@ -287,9 +276,7 @@ class Engine:
         return outputs
 
     def _fail_embeddings(self, request_ids: set[str], error: Exception) -> list[EmbeddingOutput]:
-        failure = JobError(
-            f"the model failed while computing this request: {error}", code="internal_error", status=500
-        )
+        failure = JobError(f"the model failed while computing this request: {error}", code="internal_error", status=500)
         for request_id in request_ids:
             self.cancel(request_id)
         return [EmbeddingOutput(request_id, 0, b"", error=failure) for request_id in sorted(request_ids)]

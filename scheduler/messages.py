@@ -8,7 +8,7 @@ imported when the first frame is coded, so that the engine runs in-process witho
 
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING
 
 from .config import ModelKind
 from .sampling_params import SamplingParams
@@ -211,9 +211,9 @@ class StepOutputs:
     """0: no step, only news (a refused job, the load after a cancellation)."""
 
 
-UpMessage = Union[Hello, Submit, Embed, Cancel]
-DownMessage = Union[ModelLoading, ModelReady, ModelFailed, WorkerReady, StepOutputs]
-Message = Union[UpMessage, DownMessage]
+UpMessage = Hello | Submit | Embed | Cancel
+DownMessage = ModelLoading | ModelReady | ModelFailed | WorkerReady | StepOutputs
+Message = UpMessage | DownMessage
 
 _KINDS: dict[bytes, type] = {
     kind.__name__.encode(): kind

@@ -17,9 +17,7 @@ def extend_block_hashes(request: Request, block_size: int, num_blocks: int) -> N
     """Make `request.block_hashes` cover its first `num_blocks` blocks, all of which are full."""
     hashes = request.block_hashes
     for index in range(len(hashes), num_blocks):
-        parent = (
-            hashes[-1] if hashes else blake2b(request.cache_salt.encode(), digest_size=_DIGEST_SIZE).digest()
-        )
+        parent = hashes[-1] if hashes else blake2b(request.cache_salt.encode(), digest_size=_DIGEST_SIZE).digest()
         tokens = array("q", request.token_ids[index * block_size : (index + 1) * block_size])
         hashes.append(blake2b(tokens.tobytes(), digest_size=_DIGEST_SIZE, key=parent).digest())
 

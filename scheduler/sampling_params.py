@@ -52,9 +52,7 @@ class SamplingParams:
                 raise ValueError(f"{name} is {value}, but must be {wants}")
 
         check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
-        check(
-            0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, "between 0 and max_tokens"
-        )
+        check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, "between 0 and max_tokens")
         check(-(2**63) <= self.seed < 2**63, "seed", self.seed, "a 64-bit integer")
         for name in (
             "temperature",
@@ -71,8 +69,6 @@ class SamplingParams:
         check(0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]")
         check(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "more than 0")
         if self.logprobs is not None:
-            check(
-                0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, f"between 0 and {MAX_LOGPROBS}"
-            )
+            check(0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, f"between 0 and {MAX_LOGPROBS}")
         for token_id, bias in self.logit_bias.items():
             check(math.isfinite(bias), f"logit_bias[{token_id}]", bias, "a finite number")

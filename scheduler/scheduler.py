@@ -170,9 +170,7 @@ class Scheduler:
 
     def _enter(self, request_id: str, lane: Lane) -> None:
         if request_id in self._lane_of:
-            raise RequestError(
-                f"there is already a job with the id {request_id}", code="duplicate_request_id"
-            )
+            raise RequestError(f"there is already a job with the id {request_id}", code="duplicate_request_id")
         self._lane_of[request_id] = lane
 
     # ---------------------------------------------------------------------------------------------------- one step
@@ -240,11 +238,8 @@ class Scheduler:
 
     def _schedule_waiting(self, step: _Step) -> None:
         """Start waiting jobs of all models in the policy's order, until the budget, the seats or the blocks are gone."""
-        open_lanes: list[Lane] = [
-            lane
-            for lane in (*self.generation_lanes.values(), *self.embedding_lanes.values())
-            if lane.waiting and lane.model not in step.blocked
-        ]
+        lanes: list[Lane] = [*self.generation_lanes.values(), *self.embedding_lanes.values()]
+        open_lanes = [lane for lane in lanes if lane.waiting and lane.model not in step.blocked]
         while open_lanes and step.room > 0:
             lane = min(open_lanes, key=lambda lane: lane.waiting.key(lane.waiting.peek()))
             if isinstance(lane, EmbeddingLane):

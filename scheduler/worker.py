@@ -7,7 +7,6 @@ messages between steps without waiting. It ends on SIGTERM, or when its standard
 process that started it is gone.
 """
 
-import contextlib
 import logging
 import signal
 import sys
@@ -47,7 +46,7 @@ class Worker:
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
         self.engine = Engine(config.engine)
-        self._socket = zmq.Context.instance().socket(zmq.ROUTER)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # a slow API process must not lose tokens
         self._socket.setsockopt(zmq.RCVHWM, 0)
@@ -147,9 +146,7 @@ class Worker:
             failure = JobError(error.message, error.code, error.param)
             refused = StepOutputs([], [], self.engine.stats(), 0.0, 0)
             if isinstance(job, Submit):
-                refused.outputs.append(
-                    RequestOutput(job.request_id, [], finish_reason="error", error=failure)
-                )
+                refused.outputs.append(RequestOutput(job.request_id, [], finish_reason="error", error=failure))
             else:
                 refused.embeddings.append(EmbeddingOutput(job.request_id, 0, b"", error=failure))
             self._send(client, refused)
@@ -177,9 +174,7 @@ class Worker:
         for client in list(self._clients):
             self._send(
                 client,
-                StepOutputs(
-                    outputs[client], embeddings[client], stats, result.step_seconds, result.num_batched_tokens
-                ),
+                StepOutputs(outputs[client], embeddings[client], stats, result.step_seconds, result.num_batched_tokens),
             )
 
     def _send(self, client: bytes, message: DownMessage) -> None:
@@ -210,10 +205,9 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front's: it stops this process in order
-    with contextlib.closing(zmq.Context.instance()):
-        worker = Worker(config)
-        worker.load_models()
-        worker.run()
+    worker = Worker(config)
+    worker.load_models()
+    worker.run()
 
 
 if __name__ == "__main__":

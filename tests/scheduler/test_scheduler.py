@@ -38,9 +38,7 @@ def make_request(name: str, prompt: int | list[int], max_tokens: int = 4) -> Req
 
 def rows_of(plan: StepPlan) -> dict[str, tuple[int, int]]:
     """Start and number of tokens of each row by request."""
-    return {
-        row.request.request_id: (row.start, row.num_tokens) for batch in plan.generation for row in batch.rows
-    }
+    return {row.request.request_id: (row.start, row.num_tokens) for batch in plan.generation for row in batch.rows}
 
 
 def compute(scheduler: Scheduler, plan: StepPlan) -> None:
@@ -254,15 +252,11 @@ def test_no_sequence_of_events_leaks_a_block_or_loses_a_request(
     cancelled: set[str] = set()
     for number, (event, size, count) in enumerate(events):
         if event == "add":  # prompts begin alike, so that blocks are shared
-            request = make_request(
-                f"r{number}", [1] * (size // 2) + [number] * (size - size // 2), max_tokens=count
-            )
+            request = make_request(f"r{number}", [1] * (size // 2) + [number] * (size - size // 2), max_tokens=count)
             scheduler.add(request)
             requests.append(request)
         elif event == "embed":
-            scheduler.add_embedding(
-                EmbeddingJob(f"e{number}", "e", [[1] * size] * count, float(next(_arrival)))
-            )
+            scheduler.add_embedding(EmbeddingJob(f"e{number}", "e", [[1] * size] * count, float(next(_arrival))))
         elif event == "cancel" and requests:
             victim = requests[size % len(requests)]
             if victim.num_output_tokens < victim.sampling.max_tokens:
