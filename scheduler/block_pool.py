@@ -55,7 +55,7 @@ class BlockPool:
             self.ref_counts[block_id] += 1
 
     def release(self, block_id: BlockId, *, reusable: bool) -> None:
-        """Drop one reference; a block nobody holds any more becomes free: last to be taken if its content is reusable."""
+        """Drop one reference; a block nobody holds becomes free, the last to be taken if its content is reusable."""
         assert self.ref_counts[block_id] > 0, f"block {block_id} is released more often than it was taken"
         self.ref_counts[block_id] -= 1
         if self.ref_counts[block_id] == 0:

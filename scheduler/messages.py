@@ -257,5 +257,5 @@ def decode(frames: list[bytes]) -> Message:
         ValueError: an unknown kind, or a body that does not fit it.
     """
     if len(frames) != 2 or frames[0] not in _KINDS:
-        raise ValueError(f"not a message: {len(frames)} frames, kind {frames[0][:40]!r}")
+        raise ValueError(f"not a message: {len(frames)} frames, the first {frames[:1]!r:.60}")
     return _decoder(frames[0]).decode(frames[1])

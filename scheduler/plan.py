@@ -1,4 +1,4 @@
-"""The contract between the scheduler, which decides, and the runners, which compute: one step's work and its results."""
+"""The contract between the scheduler, which decides, and the runners, which compute: one step's work and results."""
 
 from dataclasses import dataclass, field
 

@@ -1,4 +1,4 @@
-"""Deals the tokens of each step out to the requests; knows counts and blocks, never tensors, text or clocks of a device.
+"""Deals the tokens of each step out to the requests; knows counts and blocks, never tensors, text or a clock.
 
 There is no prefill phase and no decode phase. Every request has tokens whose keys and values are not computed yet: one
 if it is generating, many if it is new or was preempted. A step has a token budget. Requests that need a single token
@@ -237,7 +237,7 @@ class Scheduler:
         lane.waiting.push(request)
 
     def _schedule_waiting(self, step: _Step) -> None:
-        """Start waiting jobs of all models in the policy's order, until the budget, the seats or the blocks are gone."""
+        """Start waiting jobs of all models in the policy's order, until budget, seats or blocks are gone."""
         lanes: list[Lane] = [*self.generation_lanes.values(), *self.embedding_lanes.values()]
         open_lanes = [lane for lane in lanes if lane.waiting and lane.model not in step.blocked]
         while open_lanes and step.room > 0:

@@ -1,0 +1,74 @@
+"""Runs jobs through a real `Engine` in this process and compares them with what transformers generates."""
+
+import itertools
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from penstock.scheduler.config import EngineConfig, ModelSpec
+from penstock.scheduler.engine import Engine
+from penstock.scheduler.messages import Submit
+from penstock.scheduler.sampling_params import SamplingParams
+
+_ids = itertools.count()
+
+
+def make_engine(folder: Path, num_blocks: int | None = None, **config: object) -> Engine:
+    """An fp32 CPU engine with one generation model named "m", and exactly `num_blocks` KV blocks if given."""
+    settings = {"device": "cpu", "max_num_seqs": 16, "kv_cache_memory": 64 << 20, **config}
+    engine = Engine(EngineConfig(**settings))  # type: ignore[arg-type]
+    engine.load(ModelSpec("m", str(folder), "generate", dtype="float32"))
+    if num_blocks is not None:
+        memory = num_blocks * engine._generation["m"].kv_bytes_per_block
+        engine.config = EngineConfig(**{**settings, "kv_cache_memory": memory})  # type: ignore[arg-type]
+    assert engine.allocate() == {}
+    if num_blocks is not None:
+        assert engine.scheduler.generation_lanes["m"].kv.pool.num_blocks == num_blocks
+    return engine
+
+
+def make_job(prompt: list[int], *, max_tokens: int = 12, seed: int = 0, salt: str = "", **params: object) -> Submit:
+    """A greedy job unless `params` say otherwise."""
+    number = next(_ids)
+    sampling = SamplingParams(max_tokens=max_tokens, seed=seed, **{"temperature": 0.0, **params})  # type: ignore[arg-type]
+    return Submit(f"job-{number}", "m", prompt, sampling, float(number), cache_salt=salt)
+
+
+def run(
+    engine: Engine, jobs: Iterable[Submit], between_steps: Callable[[int], None] = lambda step: None
+) -> list[list[int]]:
+    """Add all jobs, step until nothing is left, return each job's output tokens in order; no block may be left over."""
+    jobs = list(jobs)
+    outputs: dict[str, list[int]] = {job.request_id: [] for job in jobs}
+    for job in jobs:
+        engine.add(job)
+    step = 0
+    while engine.has_work:
+        between_steps(step)
+        for output in engine.step().outputs:
+            assert output.error is None, output.error
+            if output.request_id in outputs:
+                outputs[output.request_id] += output.token_ids
+        step += 1
+    for lane in engine.scheduler.generation_lanes.values():
+        assert lane.kv.pool.num_used == 0
+    return [outputs[job.request_id] for job in jobs]
+
+
+class Oracle:
+    """transformers' own `generate`, one prompt at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+        self._known: dict[tuple[tuple[int, ...], int], list[int]] = {}
+
+    def greedy(self, prompt: list[int], max_tokens: int = 12) -> list[int]:
+        """The tokens `generate` appends to `prompt`, the end token included."""
+        key = (tuple(prompt), max_tokens)
+        if key not in self._known:
+            with torch.inference_mode():
+                output = self.model.generate(torch.tensor([prompt]), max_new_tokens=max_tokens, do_sample=False)
+            self._known[key] = output[0, len(prompt) :].tolist()
+        return self._known[key]
