@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -38,9 +39,21 @@ def memory_for_kv_cache(config: EngineConfig) -> int:
     if config.device == "cuda":
         free, total = torch.cuda.mem_get_info()
         return max(0, int(free - (1 - _GPU_MEMORY_SHARE) * total))
-    page_size = os.sysconf("SC_PAGE_SIZE")
-    available = os.sysconf("SC_AVPHYS_PAGES") * page_size
-    return min(int(_CPU_MEMORY_SHARE * available), 4 * _GIB)
+    return min(int(_CPU_MEMORY_SHARE * _available_memory()), 4 * _GIB)
+
+
+def _available_memory() -> int:
+    """Bytes a program may still take: what the kernel estimates, within the container's limit if there is one."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    meminfo, limit, usage = (
+        Path(path) for path in ("/proc/meminfo", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
+    )
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        available = int(fields["MemAvailable"].split()[0]) * 1024
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        available = min(available, max(0, int(text) - int(usage.read_text())))
+    return available
 
 
 def _num_physical_cores() -> int:
@@ -48,9 +61,6 @@ def _num_physical_cores() -> int:
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = set()
     for cpu in cpus:
-        try:
-            with open(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") as file:
-                cores.add(file.read().strip())
-        except OSError:
-            cores.add(str(cpu))
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text().strip() if siblings.exists() else str(cpu))
     return max(1, len(cores))
