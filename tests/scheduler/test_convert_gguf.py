@@ -1,0 +1,270 @@
+"""GGUF conversion: weights equal, tokenizer restored, and refusals where a folder would not be the model."""
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from starter_models import smollm2_folder
+from tokenizers import Tokenizer
+from tokenizers.pre_tokenizers import ByteLevel
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from penstock.scheduler.errors import ModelLoadError, UnsupportedModelError
+from penstock.scheduler.launch import convert_gguf as convert_in_process
+from penstock.scheduler.models.convert_gguf import GgufFile, convert, main, scaled_rotary
+
+SPECIAL = ["<|begin|>", "<|end|>", "<|eot|>"]
+MERGES = ["1 2", "h e", "l l", "he ll", "hell o"]
+THETA, HEAD_DIM, HEADS, KV_HEADS, HIDDEN = 10000.0, 8, 4, 2, 32
+
+
+def tiny_llama() -> LlamaForCausalLM:
+    torch.manual_seed(0)
+    vocab = len(SPECIAL) + 256 + len(MERGES)
+    config = LlamaConfig(
+        vocab_size=vocab,
+        hidden_size=HIDDEN,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
+    """llama.cpp's order of query and key rows: the two halves of a head alternate."""
+    rows, columns = weight.shape
+    return weight.reshape(heads, 2, rows // heads // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+
+
+def gguf_tensors(model: LlamaForCausalLM) -> dict[str, np.ndarray]:
+    names = {
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+    }
+    tensors = {}
+    for name, parameter in model.named_parameters():
+        weight = parameter.detach().numpy()
+        if name.startswith("model.layers."):
+            layer, module = name.removeprefix("model.layers.").removesuffix(".weight").split(".", 1)
+            if module.endswith("q_proj"):
+                weight = interleave(weight, HEADS)
+            if module.endswith("k_proj"):
+                weight = interleave(weight, KV_HEADS)
+            tensors[f"blk.{layer}.{names[module]}.weight"] = weight
+        else:
+            tensors[{"model.embed_tokens.weight": "token_embd.weight"}.get(name, "output_norm.weight")] = weight
+    return tensors
+
+
+def write_gguf(
+    path: Path,
+    tensors: dict[str, np.ndarray],
+    *,
+    pre: str | None = "smollm",
+    family: str = "gpt2",
+    quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
+    scaling: tuple[gguf.RopeScalingType, float] | None = None,
+) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(128)
+    writer.add_block_count(2)
+    writer.add_embedding_length(HIDDEN)
+    writer.add_feed_forward_length(64)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_rope_dimension_count(HEAD_DIM)
+    writer.add_rope_freq_base(THETA)
+    writer.add_layer_norm_rms_eps(1e-6)
+    if scaling is not None:
+        writer.add_rope_scaling_type(scaling[0])
+        writer.add_rope_scaling_factor(scaling[1])
+        writer.add_rope_scaling_orig_ctx_len(32)
+    tokens = SPECIAL + sorted(ByteLevel.alphabet()) + [merge.replace(" ", "") for merge in MERGES]
+    writer.add_tokenizer_model(family)
+    if pre is not None:
+        writer.add_tokenizer_pre(pre)
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
+    writer.add_token_merges(MERGES)
+    writer.add_bos_token_id(0)
+    writer.add_eos_token_id(1)
+    writer.add_eot_token_id(2)
+    writer.add_chat_template("{{ messages[0].content }}")
+    for name, weight in tensors.items():
+        kind = quantization if weight.ndim == 2 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(name, gguf.quants.quantize(weight, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    return tiny_llama()
+
+
+@pytest.fixture(scope="module")
+def tensors(model: LlamaForCausalLM) -> dict[str, np.ndarray]:
+    return gguf_tensors(model)
+
+
+def test_float32_weights_stay_equal(model, tensors, tmp_path):
+    convert(write_gguf(tmp_path / "tiny.gguf", tensors), tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    expected = {name: value for name, value in model.state_dict().items() if name != "lm_head.weight"}
+    assert written.keys() == expected.keys()
+    for name, weight in expected.items():
+        assert torch.equal(written[name], weight), name
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["dtype"], config["max_position_embeddings"]) == ("float32", 128)
+    generation = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert generation["eos_token_id"] == [1, 2]  # end of text and end of turn
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == "{{ messages[0].content }}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "tiny.gguf"]  # nothing half-made is left
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [("F16", torch.float16), ("BF16", torch.bfloat16), ("Q8_0", torch.bfloat16), ("Q4_1", torch.bfloat16)],
+)
+def test_weights_keep_what_the_file_has(model, tensors, tmp_path, kind, dtype):
+    quantization = gguf.GGMLQuantizationType[kind]
+    convert(write_gguf(tmp_path / "tiny.gguf", tensors, quantization=quantization), tmp_path / "out")
+    written = load_file(tmp_path / "out" / "model.safetensors")["model.layers.1.mlp.up_proj.weight"]
+    weight = model.model.layers[1].mlp.up_proj.weight.detach().numpy()
+    stored = gguf.quants.dequantize(gguf.quants.quantize(weight, quantization), quantization)
+    assert written.dtype == dtype
+    assert torch.equal(written, torch.from_numpy(stored).to(dtype))
+
+
+def test_missing_weights_are_not_made_up(tensors, tmp_path):
+    path = write_gguf(
+        tmp_path / "tiny.gguf", {name: w for name, w in tensors.items() if name != "blk.0.ffn_down.weight"}
+    )
+    with pytest.raises(ModelLoadError, match=r"lacks the weights model\.layers\.0\.mlp\.down_proj\.weight"):
+        convert(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("pre", "pieces"),
+    [
+        ("smollm", ["1", "2", "1", "2", "1"]),
+        ("gpt-2", ["12", "12", "1"]),
+        ("qwen2", ["1", "2", "1", "2", "1"]),
+        ("llama-bpe", ["<|begin|>", "12", "1", "2", "1"]),  # three digits at a time, after the begin token
+    ],
+)
+def test_digits_split_as_the_tokenizer_kind_says(tensors, tmp_path, pre, pieces):
+    convert(write_gguf(tmp_path / "tiny.gguf", tensors, pre=pre), tmp_path / "out")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    assert tokenizer.encode("12121").tokens == pieces
+    text = "hello <|eot|> 12 Ünï\n\n  x"
+    assert tokenizer.decode(tokenizer.encode(text).ids, skip_special_tokens=False).removeprefix("<|begin|>") == text
+
+
+@pytest.mark.parametrize("pre", ["no-such-kind", "default", None])
+def test_unknown_tokenizer_kind_is_refused_by_name(tensors, tmp_path, capsys, pre):
+    path = write_gguf(tmp_path / "tiny.gguf", tensors, pre=pre)
+    assert main([str(path), str(tmp_path / "out")]) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert (pre or "missing") in last and "tokenizer.ggml.pre" in last
+    assert not (tmp_path / "out").exists()
+
+
+def test_other_tokenizer_families_are_refused(tensors, tmp_path):
+    with pytest.raises(UnsupportedModelError, match="'llama' family"):
+        convert(write_gguf(tmp_path / "tiny.gguf", tensors, family="llama"), tmp_path / "out")
+
+
+def test_a_tensor_the_model_would_ignore_is_refused(tensors, tmp_path):
+    extra = {**tensors, "blk.0.attn_q.bias": np.ones(HEADS * HEAD_DIM, dtype=np.float32)}
+    with pytest.raises(UnsupportedModelError, match="weights, but LlamaForCausalLM has"):
+        convert(write_gguf(tmp_path / "tiny.gguf", extra), tmp_path / "out")
+
+
+def test_rotary_scaling_comes_back(tensors, tmp_path):
+    yarn = write_gguf(tmp_path / "yarn.gguf", tensors, scaling=(gguf.RopeScalingType.YARN, 4.0))
+    convert(yarn, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    expected = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32, "rope_theta": THETA}
+    assert config["rope_parameters"] == expected
+    longrope = write_gguf(tmp_path / "long.gguf", tensors, scaling=(gguf.RopeScalingType.LONGROPE, 4.0))
+    with pytest.raises(UnsupportedModelError, match="longrope"):
+        scaled_rotary(GgufFile(longrope))
+
+
+def test_llama3_rotary_is_recognised_by_its_divisors(tensors, tmp_path):
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    parameters = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    parameters |= {"original_max_position_embeddings": 8192, "rope_theta": THETA}
+    config = LlamaConfig(hidden_size=512, num_attention_heads=8, head_dim=64, rope_parameters=parameters)
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, "cpu")
+    plain = THETA ** (-torch.arange(0, 64, 2) / 64)
+    divisors = (plain / scaled).numpy()
+    path = write_gguf(tmp_path / "tiny.gguf", {**tensors, "rope_freqs.weight": divisors})
+    expected = {name: value for name, value in parameters.items() if name != "rope_theta"}
+    assert scaled_rotary(GgufFile(path)) == pytest.approx(expected)
+    path = write_gguf(tmp_path / "odd.gguf", {**tensors, "rope_freqs.weight": divisors[::-1].copy()})
+    with pytest.raises(UnsupportedModelError, match="rope_freqs"):
+        scaled_rotary(GgufFile(path))
+
+
+def test_a_refusal_reaches_the_front_in_one_line(tmp_path):
+    (tmp_path / "broken.gguf").write_bytes(b"not a model")
+    with pytest.raises(ModelLoadError, match=r"broken\.gguf cannot be read as a GGUF file"):
+        convert_in_process(tmp_path / "broken.gguf", tmp_path / "out")
+    with pytest.raises(ModelLoadError, match=r"missing\.gguf is not a file"):
+        convert(tmp_path / "missing.gguf", tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    with pytest.raises(ModelLoadError, match="exists already"):
+        convert(tmp_path / "broken.gguf", tmp_path / "out")
+
+
+def test_smollm2_tokenises_digit_by_digit():
+    tokenizer = Tokenizer.from_file(str(smollm2_folder() / "tokenizer.json"))
+    encoded = tokenizer.encode("In 1984, 12+30 is 42.")
+    assert encoded.tokens == [
+        "In",
+        "Ġ",
+        "1",
+        "9",
+        "8",
+        "4",
+        ",",
+        "Ġ",
+        "1",
+        "2",
+        "+",
+        "3",
+        "0",
+        "Ġis",
+        "Ġ",
+        "4",
+        "2",
+        ".",
+    ]
+    # As the original tokenizer has them.
+    assert tokenizer.encode("Hello world! 123").ids == [19556, 905, 17, 216, 33, 34, 35]
+    assert tokenizer.encode("Café déjà vu.").ids == [51, 1939, 2756, 32564, 90, 16739, 386, 101, 30]
+    assert tokenizer.encode("  multiple   spaces").ids == [216, 2701, 256, 5600]
