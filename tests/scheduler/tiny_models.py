@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging
 
 EOS_ID = 2
@@ -65,26 +65,33 @@ FAMILIES: dict[str, dict[str, Any]] = {
 """Config fields of each family, on top of `_COMMON`; every one but gpt2 has grouped queries."""
 
 
-def make_tiny(
-    family: str, folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any
-) -> Path:
+def make_tiny(family: str, folder: Path, *, seed: int = 0, dtype: torch.dtype = torch.float32, **changes: Any) -> Path:
     """Write a random model of `family` (a key of `FAMILIES`) into `folder`, as `save_pretrained` does.
 
     `changes` are config fields that replace the family's own. Returns `folder`.
     """
-    fields = {**_COMMON, **FAMILIES[family], **changes}
-    if family == "gpt2":
-        fields = {
-            name: value for name, value in fields.items() if name not in ("head_dim", "num_key_value_heads")
-        }
+    fields = {**FAMILIES[family], **changes}
+    model = random_model(tiny_config(fields.pop("model_type"), **fields), seed=seed)
+    model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def tiny_config(model_type: str, **fields: Any) -> PreTrainedConfig:
+    """A tiny configuration of any decoder of transformers; `fields` replace or add to the common ones."""
+    common = dict(_COMMON)
+    if model_type == "gpt2":  # it knows neither, and its own names for the rest are aliases of these
+        del common["head_dim"], common["num_key_value_heads"]
+    return AutoConfig.for_model(model_type, **{**common, **fields})
+
+
+def random_model(config: PreTrainedConfig, *, seed: int, **arguments: Any) -> PreTrainedModel:
+    """A float32 model of `config` with random weights; `arguments` go to `from_config`."""
     logging.disable_progress_bar()
-    config = AutoConfig.for_model(fields.pop("model_type"), **fields)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **arguments)
     _randomise(model, seed)
     model.generation_config.eos_token_id = EOS_ID
     model.generation_config.pad_token_id = 0
-    model.to(dtype).save_pretrained(folder)
-    return folder
+    return model
 
 
 def make_tiny_tokenizer(folder: Path) -> Path:

@@ -1,0 +1,129 @@
+"""The forward context: what the attention function needs and transformers' models do not pass through.
+
+A model calls the registered attention function with its layer's queries, keys and values only. Where those keys go and
+which ones a query may see belongs to the step, so the runner puts it here around the call of the model. This is the one
+module global of the engine: keyword arguments would become guards of a compiled graph and recompile it at every step.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+
+from penstock.kernels.attention import AttentionBatch, paged_attention
+
+from .layer_cache import LayerCache, LayerShape
+
+# T packed tokens, H query heads, K kv heads, D head dim (Dv of the values)
+
+
+class ForwardContext(Protocol):
+    """What one forward pass does at each attention layer."""
+
+    def attend(
+        self,
+        layer_idx: int,
+        query: torch.Tensor,  # [T, H, D]
+        key: torch.Tensor,  # [T, K, D]
+        value: torch.Tensor,  # [T, K, Dv]
+        *,
+        scale: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None,  # [H]
+    ) -> torch.Tensor:
+        """Attention output of one layer, [T, H, Dv]."""
+        ...
+
+
+@dataclass(slots=True)
+class PagedContext:
+    """A step over the paged KV cache."""
+
+    batch: AttentionBatch
+    caches: dict[int, LayerCache]
+    """By layer index."""
+    layers_run: list[int] = field(default_factory=list)
+    """Layers in the order in which they attended."""
+
+    def attend(
+        self,
+        layer_idx: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scale: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Write the step's keys and values, then attend to the cache."""
+        self.layers_run.append(layer_idx)
+        cache = self.caches[layer_idx]
+        return paged_attention(
+            query,
+            key,
+            value,
+            cache.key,
+            cache.value,
+            self.batch,
+            scale=scale,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            sinks=sinks,
+        )
+
+
+@dataclass(slots=True)
+class ShapeProbe:
+    """A forward pass that only records what each layer would cache.
+
+    Configs name head counts and sizes in many ways, and latent-attention models cache other sizes than any of them:
+    what arrives at the attention function is the truth.
+    """
+
+    shapes: dict[int, LayerShape] = field(default_factory=dict)
+
+    def attend(
+        self,
+        layer_idx: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scale: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Record the shapes; the output has the right shape and no meaning."""
+        self.shapes[layer_idx] = LayerShape(key.shape[1], key.shape[2], value.shape[2], key.dtype)
+        return value.new_zeros(query.shape[0], query.shape[1], value.shape[2])  # [T, H, Dv]
+
+
+_current: ForwardContext | None = None
+
+
+def current_context() -> ForwardContext:
+    """The context of the forward pass that is running.
+
+    Raises:
+        RuntimeError: no forward pass is running: the model was called by something else than the runner.
+    """
+    if _current is None:
+        raise RuntimeError("paged attention was called outside of a runner's forward pass")
+    return _current
+
+
+@contextmanager
+def forward_context(context: ForwardContext) -> Iterator[None]:
+    """Make `context` the current one for the duration of a forward pass."""
+    global _current
+    previous, _current = _current, context
+    try:
+        yield
+    finally:
+        _current = previous

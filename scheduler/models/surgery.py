@@ -1,0 +1,120 @@
+"""Replaces parts of a loaded model by faster ones that compute the same.
+
+A part is replaced where its structure shows what it does (exactly `nn.Linear`) or where it was compared with its
+replacement on random input (RMS norms); whatever does not match stays as it is.
+"""
+
+import copy
+from collections.abc import Callable
+from typing import TypeGuard
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from .linear import PackedLinear, fuse
+
+_FUSED_GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+"""Names of sibling layers that get the same input in every decoder of transformers that has them."""
+
+_PACKABLE = (torch.bfloat16, torch.float32)
+
+
+def speed_up(model: nn.Module, progress: Callable[[float], None]) -> None:
+    """Fuse, pack and replace in place what can be; `progress` gets the share done, 0 to 1.
+
+    Encoders of embedding models have the same parts, so this serves both kinds of models.
+    """
+    parents = [module for module in model.modules() if next(module.children(), None) is not None]
+    for done, parent in enumerate(parents):
+        _fuse_siblings(parent)
+        _replace_children(parent)
+        progress((done + 1) / len(parents))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm as one fused operation: `x / sqrt(mean(x^2) + eps) * weight` over the last dimension."""
+
+    def __init__(self, weight: torch.Tensor, eps: float) -> None:
+        """`weight` [n] may be of higher precision than the input, which is then normalised in that precision."""
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self._size = tuple(weight.shape)
+        self._eps = eps
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        """[..., n] to [..., n]."""
+        if inputs.dtype == self.weight.dtype:
+            return functional.rms_norm(inputs, self._size, self.weight, self._eps)
+        wide = functional.rms_norm(inputs.to(self.weight.dtype), self._size, self.weight, self._eps)
+        return wide.to(inputs.dtype)
+
+
+def fast_rms_norm(module: nn.Module) -> RMSNorm | None:
+    """The `RMSNorm` that computes what `module` does, None if it is no RMS norm or one of another formula."""
+    weight = getattr(module, "weight", None)
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    if not type(module).__name__.endswith("RMSNorm") or not isinstance(weight, nn.Parameter):
+        return None
+    if weight.dim() != 1 or not isinstance(eps, float) or weight.is_meta:
+        return None
+    wide_weight = weight.detach().float()
+    candidates = (
+        RMSNorm(weight.detach(), eps),
+        RMSNorm(1.0 + wide_weight, eps),  # Gemma's weights are centred at zero and added to one in float32
+    )
+    return next((norm for norm in candidates if _same_function(module, norm, weight)), None)
+
+
+def _same_function(module: nn.Module, norm: RMSNorm, weight: torch.Tensor) -> bool:
+    """Whether both agree in float32, on rows so small that eps decides, ordinary ones and large ones."""
+    # Kernels of the two round differently by a few units in the last place, while another formula (weight centred
+    # elsewhere, eps outside the root, mean subtracted) differs in the first digits of some row.
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(3, weight.shape[0], generator=generator) + 0.5
+    rows *= torch.tensor([[1e-3], [1.0], [30.0]])
+    inputs = rows.to(weight.device)
+    with torch.no_grad():
+        expected = copy.deepcopy(module).float()(inputs)
+        actual = copy.deepcopy(norm).float()(inputs)
+    return isinstance(expected, torch.Tensor) and torch.allclose(expected, actual, rtol=1e-5, atol=1e-6)
+
+
+def _fuse_siblings(parent: nn.Module) -> None:
+    for names in _FUSED_GROUPS:
+        layers = [layer for name in names if _is_plain(layer := getattr(parent, name, None))]
+        if len(layers) == len(names) and _can_fuse(layers):
+            for name, part in zip(names, fuse(layers, packed=_can_pack(layers[0])), strict=True):
+                setattr(parent, name, part)
+
+
+def _can_fuse(layers: list[nn.Linear]) -> bool:
+    first = layers[0]
+    return all(
+        layer.in_features == first.in_features
+        and layer.weight.dtype == first.weight.dtype
+        and (layer.bias is None) == (first.bias is None)
+        for layer in layers
+    )
+
+
+def _replace_children(parent: nn.Module) -> None:
+    for name, child in list(parent.named_children()):
+        if _is_plain(child) and _can_pack(child):
+            setattr(parent, name, PackedLinear(child.weight, child.bias))
+        elif not _has_hooks(child) and (norm := fast_rms_norm(child)) is not None:
+            setattr(parent, name, norm)
+
+
+def _can_pack(layer: nn.Linear) -> bool:
+    return layer.weight.device.type == "cpu" and layer.weight.dtype in _PACKABLE
+
+
+def _is_plain(layer: object) -> TypeGuard[nn.Linear]:
+    """Whether this is an ordinary linear layer, with neither a quantised weight nor hooks."""
+    return type(layer) is nn.Linear and type(layer.weight.data) is torch.Tensor and not _has_hooks(layer)
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Hooks (quantisers, offloading) change what a call does; such a module stays."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)

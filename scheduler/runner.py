@@ -1,0 +1,171 @@
+"""Runs one generation model: a packed batch of all scheduled tokens in, the sampled tokens out.
+
+Nothing may enter the path of `execute` that costs Python work per layer, or per row beyond a few list appends.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from transformers import PreTrainedModel
+
+from . import device as devices
+from .batch import build_inputs
+from .config import EngineConfig, ModelSpec
+from .context import PagedContext, ShapeProbe, forward_context
+from .errors import ModelLoadError, PenstockError
+from .layer_cache import LayerCache, LayerShape, allocate_caches
+from .models import self_check
+from .models.admission import PROVEN
+from .models.load import eos_token_ids, load_decoder
+from .models.surgery import speed_up
+from .plan import GenerationBatch, SampledToken, ScheduledRow
+from .request import BlockId, Request
+from .sampling import Sampler
+from .sampling_params import SamplingParams
+
+_READING_SHARE = 0.5  # of the loading time; packing the weights takes about as long
+
+
+class GenerationRunner:
+    """One resident decoder with its KV cache.
+
+    Attributes:
+        name: the id clients use.
+        architecture: class name of the model.
+        device: where it runs.
+        dtype: of its weights.
+        max_model_len: longest sequence, prompt and output together.
+        vocab_size: number of token ids.
+        eos_token_ids: tokens that end a sequence.
+        num_parameters: shared ones counted once.
+    """
+
+    def __init__(
+        self, name: str, model: PreTrainedModel, max_model_len: int, shapes: dict[int, LayerShape], block_size: int
+    ) -> None:
+        """Use `load`; this takes a model whose attention is the paged one and the shapes of its layers."""
+        self.name = name
+        self.architecture = type(model).__name__
+        self.device = model.device
+        self.dtype = model.dtype
+        self.max_model_len = max_model_len
+        self.vocab_size: int = model.config.vocab_size
+        self.eos_token_ids = eos_token_ids(model)
+        self.num_parameters: int = model.num_parameters()
+        self._model = model
+        self._shapes = shapes
+        self._block_size = block_size
+        self._caches: dict[int, LayerCache] = {}
+        self._sampler = Sampler(self.vocab_size, self.eos_token_ids, self.device)
+
+    @classmethod
+    def load(cls, spec: ModelSpec, config: EngineConfig, progress: Callable[[str, float], None]) -> "GenerationRunner":
+        """Load, check and speed up the model of `spec`.
+
+        Args:
+            spec: which model and how.
+            config: of the engine; its device and thread count are resolved here if they are still automatic.
+            progress: gets the stage in words and the share of all stages that is done, 0 to 1.
+
+        Raises:
+            ModelLoadError: the folder cannot be loaded as asked.
+            UnsupportedModelError: its architecture would give wrong answers.
+        """
+        config = devices.resolve(config)
+        if config.device == "cuda" and not torch.cuda.is_available():
+            raise ModelLoadError("device is cuda, but PyTorch sees no CUDA device: use device cpu")
+        device = torch.device(config.device)
+        model, max_model_len = load_decoder(
+            spec, device, lambda done: progress("reading weights", done * _READING_SHARE)
+        )
+        proven = model.config.model_type in PROVEN
+        with _model_code(spec.name):
+            expected = None if proven else self_check.single_logits(model)
+            runner = cls(spec.name, model, max_model_len, _probe_shapes(model), config.block_size)
+            speed_up(model, lambda done: progress("packing weights", _READING_SHARE + done * (1 - _READING_SHARE)))
+            if expected is not None:
+                runner.allocate_kv_cache(self_check.NUM_BLOCKS)
+                self_check.check_packed(model, runner._caches, config.block_size, expected)
+        return runner
+
+    @property
+    def kv_bytes_per_block(self) -> int:
+        """Bytes of one KV block over all layers."""
+        return self._block_size * sum(shape.bytes_per_token for shape in self._shapes.values())
+
+    def allocate_kv_cache(self, num_blocks: int) -> None:
+        """Make room for `num_blocks` blocks in every layer; what an earlier cache held is gone."""
+        self._caches = {}  # free the old one first
+        self._caches = allocate_caches(self._shapes, num_blocks, self._block_size, self.device)
+
+    def warm_up(self) -> None:
+        """Run a small prompt and one decode step the way `execute` does; overwrites block 0.
+
+        Raises:
+            ModelLoadError: not every layer came through the paged attention exactly once.
+        """
+        request = Request(
+            request_id="warm-up",
+            model=self.name,
+            prompt_token_ids=[0, 0],
+            sampling=SamplingParams(max_tokens=2, seed=0, temperature=0.0),
+            arrival_time=0.0,
+            token_ids=[0, 0],
+            block_ids=[BlockId(0)],
+        )
+        for start, num_tokens in ((0, 2), (2, 1)):
+            rows = [ScheduledRow(request, start, num_tokens)]
+            (sampled,), layers_run = self._run(GenerationBatch(self.name, rows))
+            if sorted(layers_run) != sorted(self._shapes):
+                raise ModelLoadError(
+                    f"{self.name}: a step attended in layers {layers_run}, but the model has {sorted(self._shapes)}"
+                )
+            request.token_ids.append(sampled.token_id)
+
+    def execute(self, batch: GenerationBatch) -> list[SampledToken]:
+        """Compute every row's tokens, write their keys and values, and sample one token for each row that samples.
+
+        Returns:
+            One entry for each row with `samples`, in row order.
+        """
+        return self._run(batch)[0]
+
+    def _run(self, batch: GenerationBatch) -> tuple[list[SampledToken], list[int]]:
+        inputs = build_inputs(batch, self._block_size, self.device)
+        context = PagedContext(inputs.attention, self._caches)
+        with torch.inference_mode(), forward_context(context):
+            if inputs.logits_indices is None:
+                # Chunks in the middle of prompts: nobody reads logits, so the head is left out.
+                self._model.base_model(input_ids=inputs.input_ids, position_ids=inputs.position_ids, use_cache=False)
+                return [], context.layers_run
+            logits = self._model(
+                input_ids=inputs.input_ids,
+                position_ids=inputs.position_ids,
+                use_cache=False,
+                logits_to_keep=inputs.logits_indices,
+            ).logits[0]  # [rows that sample, V]
+            return self._sampler.sample(logits, inputs.sampling_requests), context.layers_run
+
+
+def _probe_shapes(model: PreTrainedModel) -> dict[int, LayerShape]:
+    """What each layer caches, by layer index, found by one forward pass of two tokens."""
+    probe = ShapeProbe()
+    tokens = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+    positions = torch.arange(2, device=model.device).unsqueeze(0)
+    with torch.inference_mode(), forward_context(probe):
+        model(input_ids=tokens, position_ids=positions, use_cache=False)
+    if not probe.shapes:
+        raise ModelLoadError(f"{type(model).__name__} never called the attention function it was given")
+    return probe.shapes
+
+
+@contextmanager
+def _model_code(name: str) -> Iterator[None]:
+    """Turns whatever a model's own code raises while it is tried out into a `ModelLoadError`."""
+    try:
+        yield
+    except PenstockError:
+        raise
+    except Exception as error:  # the code is a stranger's: any error at all means that the model does not run here
+        raise ModelLoadError(f"{name} fails in its first forward pass: {type(error).__name__}: {error}") from error
