@@ -9,8 +9,7 @@ from rich.text import Text
 from .document import RunDocument, Summary
 from .report import DISTRIBUTIONS, RATES, number
 
-# What a server is not responsible for, or what is told apart by label already.
-_EXPECTED_TO_DIFFER = {"url", "model", "embedding_model", "seed"}
+_EXPECTED_TO_DIFFER = {"url", "model", "embedding_model"}
 
 
 def print_comparison(first: RunDocument, second: RunDocument, console: Console) -> None:

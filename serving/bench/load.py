@@ -112,8 +112,7 @@ class Load:
                 report(Progress(num_seen, num_failed, output_tokens, self._num_started - num_seen))
                 await asyncio.sleep(_PROGRESS_SECONDS)
 
-        task = asyncio.create_task(report_regularly())
-        try:
+        async with asyncio.TaskGroup() as group:  # so that a report that cannot be made ends the load
+            task = group.create_task(report_regularly())
             yield
-        finally:
             task.cancel()

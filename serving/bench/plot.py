@@ -19,6 +19,7 @@ def write_plot(documents: Sequence[RunDocument], path: Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg  # slow to import, and most runs draw nothing
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
 
     figure = Figure(figsize=(11, 8), layout="constrained")
     FigureCanvasAgg(figure)
@@ -29,6 +30,8 @@ def write_plot(documents: Sequence[RunDocument], path: Path) -> None:
             # Pieces that arrive together are 0 ms apart, which a logarithmic axis cannot show.
             panel.plot(np.maximum(found.quantiles, 0.01), percents, label=name)
         panel.set(title=title, xlabel="ms", ylabel="% of samples at or below", xscale="log", ylim=(0, 100))
+        panel.xaxis.set_major_formatter(LogFormatter())  # 20 rather than 2 x 10^1
+        panel.xaxis.set_minor_formatter(LogFormatter())
     throughput = axes[3]
     for document in documents:
         seconds = document.timeline.interval_s * (np.arange(len(document.timeline.texts_per_s)) + 0.5)
@@ -39,6 +42,7 @@ def write_plot(documents: Sequence[RunDocument], path: Path) -> None:
             if any(rates):
                 throughput.plot(seconds, rates, label=f"{document.label}, {unit}")
     throughput.set(title="throughput", xlabel="s since the start", ylabel="per second")
+    throughput.set_ylim(bottom=0)
     for panel in axes:
         panel.grid(alpha=0.3)
         if panel.lines:

@@ -134,7 +134,7 @@ def _receive(connection: Connection) -> Any:
     try:
         return connection.recv()
     except EOFError:
-        raise ClientProcessError("a client process died; its error is above") from None
+        raise ClientProcessError("a client process died, and what it measured is lost: run again") from None
 
 
 def _child(settings: BenchSettings, costs: dict[EndpointName, WordCost], index: int, connection: Connection) -> None:
@@ -153,4 +153,7 @@ def _child(settings: BenchSettings, costs: dict[EndpointName, WordCost], index: 
             connection.send(_Finished(records, (time.process_time() - cpu_before) / elapsed))
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(run())
+        try:
+            runner.run(run())
+        except* BrokenPipeError:
+            pass  # the parent is gone, and nobody is left to load the server for

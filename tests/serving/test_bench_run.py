@@ -3,6 +3,7 @@
 import asyncio
 import json
 import threading
+import time
 from collections import Counter
 
 import pytest
@@ -11,8 +12,10 @@ from aiohttp import web
 from penstock.serving.bench.cli import run
 from penstock.serving.bench.client import Client
 from penstock.serving.bench.document import read_document
+from penstock.serving.bench.load import Load
+from penstock.serving.bench.prompts import WordCost
 from penstock.serving.bench.settings import BenchSettings
-from penstock.serving.bench.workload import PlannedRequest
+from penstock.serving.bench.workload import PlannedRequest, Workload
 
 TEMPLATE_TOKENS = 11
 TOKENS_PER_WORD = 2
@@ -173,6 +176,18 @@ async def test_each_way_to_fail_has_its_kind(server, model, kind, message):
     assert record.error == kind
     assert message in record.message
     assert record.end > record.start
+
+
+async def test_a_load_ends_when_its_reports_reach_nobody(server):
+    def report(progress):
+        raise BrokenPipeError
+
+    settings = BenchSettings(url=server.url, model="good", num_requests=0, concurrency=2)  # else without end
+    async with Client(settings) as client:
+        load = Load(settings, Workload(settings, {"chat": WordCost(1.0, 0.0)}), client, 0)
+        with pytest.raises(ExceptionGroup) as raised:
+            await load.run(time.monotonic(), report)
+    assert raised.group_contains(BrokenPipeError)
 
 
 def test_a_chat_run_end_to_end(server, tmp_path, capsys):
