@@ -1,0 +1,246 @@
+"""Chooses the next token of every row of a batch, each by its own request's parameters.
+
+The order is the specification: log probabilities are read off the unmodified logits; then logit_bias, repetition,
+presence and frequency penalty, min_tokens; then the argmax at temperature 0, else temperature, top_k, top_p, min_p and
+a draw that is a function of (seed, position). Rows are treated in groups of one kind, so a batch costs what its
+dearest rows need and no Python runs per row inside the math.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from penstock.kernels.penalties import add_bias, forbid, penalize
+from penstock.kernels.sampling import (
+    FilteredDraw,
+    argmax,
+    draw,
+    draw_filtered,
+    keyed_uniforms,
+    sanitize,
+    top_logprobs,
+)
+
+from .messages import TokenLogprobs
+from .plan import SampledToken
+from .request import Request
+from .sampling_params import SamplingParams
+
+# On a CPU a full sort of one row costs as much as the rest of sampling for four, and the kept tokens are nearly always
+# among the first few hundred: look there first, then further. A GPU sorts everything rather than wait for the answer.
+_CPU_CANDIDATES = (256, 4096)
+_MIN_TEMPERATURE = 1e-30  # less is not a normal float32, and already the argmax
+
+
+class SamplerState:
+    """What one request's tokens change in its logits, kept up to date token by token."""
+
+    def __init__(self, params: SamplingParams, prompt_len: int, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
+        # Ids outside the vocabulary have no logit to change.
+        bias = {token_id: value for token_id, value in params.logit_bias.items() if 0 <= token_id < vocab_size}
+        self.bias_ids = np.fromiter(bias.keys(), np.int64)
+        self.bias_values = np.fromiter(bias.values(), np.float32)
+        ends = {token_id for token_id in (*eos_token_ids, *params.stop_token_ids) if 0 <= token_id < vocab_size}
+        self.end_ids = np.array(sorted(ends), np.int64)
+        self.penalized = has_penalties(params)
+        self._prompt_len = prompt_len
+        self._vocab_size = vocab_size
+        self._forget()
+
+    def _forget(self) -> None:
+        self._num_tokens = 0
+        self._place: dict[int, int] = {}  # token id to its index in the two arrays
+        self._seen_ids = np.empty(256, np.int64)
+        self._output_counts = np.empty(256, np.float32)
+
+    def follow(self, token_ids: Sequence[int]) -> None:
+        """Count the tokens that came since the last call; all of them if the sequence got shorter."""
+        if len(token_ids) < self._num_tokens:
+            self._forget()
+        for index in range(self._num_tokens, len(token_ids)):
+            token_id = token_ids[index]
+            place = self._place.get(token_id)
+            if place is None and 0 <= token_id < self._vocab_size:
+                place = len(self._place)
+                self._place[token_id] = place
+                if place == len(self._seen_ids):
+                    self._seen_ids = np.concatenate((self._seen_ids, self._seen_ids))
+                    self._output_counts = np.concatenate((self._output_counts, self._output_counts))
+                self._seen_ids[place], self._output_counts[place] = token_id, 0
+            if place is not None and index >= self._prompt_len:
+                self._output_counts[place] += 1
+        self._num_tokens = len(token_ids)
+
+    @property
+    def seen_ids(self) -> npt.NDArray[np.int64]:
+        """Distinct tokens of prompt and output, in order of appearance."""
+        return self._seen_ids[: len(self._place)]
+
+    @property
+    def output_counts(self) -> npt.NDArray[np.float32]:
+        """How often each of `seen_ids` is in the output."""
+        return self._output_counts[: len(self._place)]
+
+
+def has_penalties(params: SamplingParams) -> bool:
+    """Whether seen tokens change the logits."""
+    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
+
+
+def changes_logits(request: Request) -> bool:
+    """Whether the next token's logits differ from the model's before temperature."""
+    params = request.sampling
+    return bool(params.logit_bias) or request.num_output_tokens < params.min_tokens or has_penalties(params)
+
+
+@dataclass(slots=True)
+class _Group:
+    """Rows that are drawn in one way, with their parameters as arrays."""
+
+    logits: torch.Tensor  # [rows, V]
+    requests: list[Request]
+    device: torch.device
+
+    def params(self, name: str, dtype: npt.DTypeLike) -> torch.Tensor:
+        values = [getattr(request.sampling, name) for request in self.requests]
+        return torch.from_numpy(np.array(values, dtype)).to(self.device)
+
+    def temperature(self) -> torch.Tensor:
+        return self.params("temperature", np.float64).clamp(min=_MIN_TEMPERATURE).float()
+
+    def uniforms(self) -> torch.Tensor:
+        seeds = np.array([request.sampling.seed for request in self.requests], np.int64)
+        positions = np.array([request.num_tokens for request in self.requests], np.int64)
+        return torch.from_numpy(keyed_uniforms(seeds, positions)).to(self.device)
+
+
+class Sampler:
+    """Chooses tokens for one model. It keeps nothing between calls; a request's counts live on the request."""
+
+    def __init__(self, vocab_size: int, eos_token_ids: frozenset[int], device: torch.device) -> None:
+        self._vocab_size = vocab_size
+        self._eos_token_ids = eos_token_ids
+        self._device = device
+        few = [number for number in _CPU_CANDIDATES if number < vocab_size] if device.type == "cpu" else []
+        self._candidate_steps = [*few, vocab_size]
+
+    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> list[SampledToken]:
+        """Choose one token for each row.
+
+        Args:
+            logits: [R, V] in any float dtype, left as they are. NaN counts as impossible; a row of nothing else gives
+                token 0.
+            requests: R requests, whose last token each row follows.
+
+        Returns:
+            R tokens in the order of the rows, with log probabilities for the requests that asked.
+        """
+        if not requests:
+            return []
+        values = sanitize(logits[:, : self._vocab_size])  # [R, V], ours to change
+        asking = [row for row, request in enumerate(requests) if request.sampling.logprobs is not None]
+        unmodified = values[asking]  # a copy
+        changing = [row for row, request in enumerate(requests) if changes_logits(request)]
+        if changing:
+            self._change(values, changing, requests)
+        token_ids = self._choose(values, requests)  # [R]
+        logprobs = self._logprobs(unmodified, token_ids[asking], [requests[row] for row in asking])
+        by_row = dict(zip(asking, logprobs, strict=True))
+        return [SampledToken(token_id, by_row.get(row)) for row, token_id in enumerate(token_ids.tolist())]
+
+    def _state(self, request: Request) -> SamplerState:
+        if request.sampler_state is None:
+            request.sampler_state = SamplerState(
+                request.sampling, len(request.prompt_token_ids), self._vocab_size, self._eos_token_ids
+            )
+        state = request.sampler_state
+        if state.penalized:
+            state.follow(request.token_ids)
+        return state
+
+    def _change(self, values: torch.Tensor, rows: list[int], requests: Sequence[Request]) -> None:
+        """Apply bias, penalties and min_tokens to `values` [R, V] in place, in that order."""
+        states = {row: self._state(requests[row]) for row in rows}
+        biased = [row for row in rows if len(states[row].bias_ids)]
+        if biased:
+            index, token_ids = self._pairs(biased, [states[row].bias_ids for row in biased])
+            add_bias(values, index, token_ids, self._upload([states[row].bias_values for row in biased]))
+        penalized = [row for row in rows if states[row].penalized]
+        if penalized:
+            index, token_ids = self._pairs(penalized, [states[row].seen_ids for row in penalized])
+            counts = self._upload([states[row].output_counts for row in penalized])
+            repetition, presence, frequency = (
+                self._upload(
+                    [
+                        np.full(len(states[row].seen_ids), getattr(requests[row].sampling, name), np.float32)
+                        for row in penalized
+                    ]
+                )
+                for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")
+            )
+            penalize(values, index, token_ids, counts, repetition, presence, frequency)
+        young = [row for row in rows if requests[row].num_output_tokens < requests[row].sampling.min_tokens]
+        if young:
+            forbid(values, *self._pairs(young, [states[row].end_ids for row in young]))
+
+    def _pairs(self, rows: list[int], token_ids: list[npt.NDArray[np.int64]]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Row and token index of every entry, [N] int64 each."""
+        index = np.repeat(np.array(rows, np.int64), [len(ids) for ids in token_ids])
+        return torch.from_numpy(index).to(self._device), self._upload(token_ids)
+
+    def _upload(self, arrays: Sequence[npt.NDArray[np.generic]]) -> torch.Tensor:
+        return torch.from_numpy(np.concatenate(arrays)).to(self._device)
+
+    def _choose(self, values: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
+        """[R] int64 tokens for the changed logits `values` [R, V]."""
+        kinds = np.array([self._kind(request.sampling) for request in requests])
+        choose = {"greedy": self._greedy, "whole": self._draw, "filtered": self._draw_filtered}
+        token_ids = torch.empty(len(requests), dtype=torch.int64, device=self._device)
+        for kind in np.unique(kinds):
+            rows = np.flatnonzero(kinds == kind).tolist()
+            index = torch.tensor(rows, device=self._device)
+            part = values if len(rows) == len(requests) else values[index]
+            token_ids[index] = choose[kind](_Group(part, [requests[row] for row in rows], self._device))
+        return token_ids
+
+    def _kind(self, params: SamplingParams) -> str:
+        if params.temperature == 0.0:
+            return "greedy"
+        return "filtered" if params.top_p < 1.0 or 0 < params.top_k < self._vocab_size else "whole"
+
+    @staticmethod
+    def _greedy(group: _Group) -> torch.Tensor:
+        return argmax(group.logits)
+
+    @staticmethod
+    def _draw(group: _Group) -> torch.Tensor:
+        filtered = any(request.sampling.min_p > 0.0 for request in group.requests)
+        min_p = group.params("min_p", np.float32) if filtered else None
+        return draw(group.logits, group.temperature(), group.uniforms(), min_p)
+
+    def _draw_filtered(self, group: _Group) -> torch.Tensor:
+        top_k = group.params("top_k", np.int64)
+        top_k = torch.where(top_k == 0, self._vocab_size, top_k).clamp(max=self._vocab_size)
+        top_p, min_p = group.params("top_p", np.float64), group.params("min_p", np.float32)
+        params = FilteredDraw(group.temperature(), group.uniforms(), top_k, top_p, min_p)
+        first, *further = self._candidate_steps
+        token_ids, settled = draw_filtered(group.logits, params, first)
+        for num_candidates in further:
+            rows = torch.nonzero(~settled).squeeze(1)
+            if not len(rows):
+                break
+            token_ids[rows], settled[rows] = draw_filtered(group.logits[rows], params.rows(rows), num_candidates)
+        return token_ids
+
+    @staticmethod
+    def _logprobs(unmodified: torch.Tensor, token_ids: torch.Tensor, requests: list[Request]) -> list[TokenLogprobs]:
+        """What each of `requests` asked about its row of `unmodified` [rows, V] and its token of `token_ids` [rows]."""
+        if not requests:
+            return []
+        numbers = [request.sampling.logprobs or 0 for request in requests]
+        chosen, ids, logprobs = top_logprobs(unmodified, token_ids, min(max(numbers), unmodified.shape[1]))
+        rows = zip(numbers, chosen.tolist(), ids.tolist(), logprobs.tolist(), strict=True)
+        return [TokenLogprobs(value, top[:number], values[:number]) for number, value, top, values in rows]
