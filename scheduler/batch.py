@@ -1,6 +1,7 @@
 """Turns one step's rows into the tensors of one packed forward pass."""
 
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +55,7 @@ def build_inputs(batch: GenerationBatch, block_size: int, device: torch.device) 
         last_tokens = np.cumsum(query_lens)[sampling] - 1
         logits_indices = torch.from_numpy(last_tokens).to(device, non_blocking=True)
     attention = AttentionBatch.build(
-        [row.request.block_ids for row in rows],
+        cast("list[list[int]]", [row.request.block_ids for row in rows]),
         [row.end for row in rows],
         query_lens,
         np.concatenate(slot_parts),

@@ -33,21 +33,28 @@ def speed_up(model: nn.Module, progress: Callable[[float], None]) -> None:
 
 
 class RMSNorm(nn.Module):
-    """Root-mean-square norm as one fused operation: `x / sqrt(mean(x^2) + eps) * weight` over the last dimension."""
+    """Root-mean-square norm over the last dimension, in float32: `x / sqrt(mean(x^2) + eps) * weight`."""
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
-        """`weight` [n] may be of higher precision than the input, which is then normalised in that precision."""
+        """`weight` is [n], of the model's dtype or wider."""
         super().__init__()
         self.weight = nn.Parameter(weight, requires_grad=False)
         self._size = tuple(weight.shape)
         self._eps = eps
+        self._wide_weight = weight.float()
+        self._wide_eps = torch.tensor(eps, device=weight.device)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., n] to [..., n]."""
-        if inputs.dtype == self.weight.dtype:
-            return functional.rms_norm(inputs, self._size, self.weight, self._eps)
-        wide = functional.rms_norm(inputs.to(self.weight.dtype), self._size, self.weight, self._eps)
-        return wide.to(inputs.dtype)
+        if inputs.is_cuda:
+            return functional.rms_norm(inputs.to(self.weight.dtype), self._size, self.weight, self._eps).to(
+                inputs.dtype
+            )
+        # On the CPU rms_norm is put together from twice as many operations (21 us against 10 us for one row of 576).
+        wide = inputs.float()  # [..., n]
+        length = torch.linalg.vector_norm(wide, 2, -1, True)  # [..., 1]
+        scale = torch.addcmul(self._wide_eps, length, length, value=1 / self._size[0]).rsqrt_()  # [..., 1]
+        return (wide * scale).mul_(self._wide_weight).to(inputs.dtype)
 
 
 def fast_rms_norm(module: nn.Module) -> RMSNorm | None:
@@ -76,7 +83,7 @@ def _same_function(module: nn.Module, norm: RMSNorm, weight: torch.Tensor) -> bo
     inputs = rows.to(weight.device)
     with torch.no_grad():
         expected = copy.deepcopy(module).float()(inputs)
-        actual = copy.deepcopy(norm).float()(inputs)
+        actual = norm(inputs)
     return isinstance(expected, torch.Tensor) and torch.allclose(expected, actual, rtol=1e-5, atol=1e-6)
 
 
