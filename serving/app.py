@@ -1,0 +1,48 @@
+"""Puts the HTTP application together from its parts; everything is handed in, nothing is global."""
+
+from collections.abc import Mapping
+
+from fastapi import FastAPI
+
+from . import errors
+from .engine_client import EngineClient
+from .handlers.services import Services
+from .metrics import Metrics
+from .routes.envelope import Envelope
+from .routes.inference import inference_router
+from .routes.models import models_router
+from .routes.status import status_router
+from .text.served_model import ServedModel
+
+MAX_BODY_BYTES = 32 * 2**20
+_ROUTES = frozenset(
+    {
+        "/",
+        "/health",
+        "/metrics",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/v1/embeddings",
+        "/v1/models",
+    }
+)
+
+
+def create_app(
+    engine: EngineClient, shelf: Mapping[str, ServedModel], *, max_body_bytes: int = MAX_BODY_BYTES
+) -> FastAPI:
+    """The application.
+
+    Args:
+        engine: started, or about to be; its `on_step` is taken for the metrics.
+        shelf: the served models by name.
+        max_body_bytes: larger request bodies are answered 413.
+    """
+    app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
+    services = Services(engine, shelf, Metrics(engine))
+    app.include_router(inference_router(services, max_body_bytes=max_body_bytes))
+    app.include_router(models_router(services))
+    app.include_router(status_router(services))
+    errors.install(app)
+    app.add_middleware(Envelope, metrics=services.metrics, routes=_ROUTES)
+    return app

@@ -1,0 +1,265 @@
+"""The API process's end of the wire to the device worker: jobs up, and every job's outputs down into its own mailbox.
+
+One task reads the socket and drops outputs into mailboxes; one waiting handler per job takes all that has come
+together. Nothing polls, and a job leaves no state behind, however it ends.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from typing import Any, Generic, TypeVar
+
+import zmq
+import zmq.asyncio
+
+from penstock.scheduler.errors import EngineDeadError
+from penstock.scheduler.messages import (
+    Cancel,
+    DownMessage,
+    Embed,
+    EmbeddingOutput,
+    Hello,
+    ModelFailed,
+    ModelLoading,
+    ModelReady,
+    ModelStats,
+    RequestOutput,
+    StepOutputs,
+    Submit,
+    UpMessage,
+    WorkerReady,
+    decode,
+    encode,
+)
+
+from .errors import JobFailedError
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+class _Mailbox(Generic[_T]):
+    """What the worker has sent for one job and nobody has taken yet."""
+
+    def __init__(self) -> None:
+        self._items: list[_T] = []
+        self._error: Exception | None = None
+        self._filled = asyncio.Event()
+
+    def put(self, item: _T) -> None:
+        self._items.append(item)
+        self._filled.set()
+
+    def fail(self, error: Exception) -> None:
+        self._error = error
+        self._filled.set()
+
+    async def take(self) -> list[_T]:
+        """Everything that waits, at least one item; then raises what `fail` was given."""
+        await self._filled.wait()
+        if not self._items and self._error is not None:
+            raise self._error
+        items, self._items = self._items, []
+        if self._error is None:
+            self._filled.clear()
+        return items
+
+
+class EngineClient:
+    """Talks to one device worker.
+
+    Attributes:
+        models: what is resident, by name.
+        failed: what could not be loaded, by name.
+        loading: how far the others are, by name.
+        stats: load of each model at the end of the last step.
+        ready: set when every model of the start list is ready or failed.
+        on_step: called with every step's outputs, for metrics.
+        on_progress: called after every change of `models`, `failed` or `loading`.
+
+    Args:
+        address: ZeroMQ address that the worker binds.
+    """
+
+    def __init__(self, address: str) -> None:
+        self.models: dict[str, ModelReady] = {}
+        self.failed: dict[str, ModelFailed] = {}
+        self.loading: dict[str, ModelLoading] = {}
+        self.stats: dict[str, ModelStats] = {}
+        self.ready = asyncio.Event()
+        self.on_step: Callable[[StepOutputs], None] | None = None
+        self.on_progress: Callable[[], None] | None = None
+        self._address = address
+        self._death: str | None = None
+        self._generations: dict[str, _Mailbox[RequestOutput]] = {}
+        self._embeddings: dict[str, _Mailbox[EmbeddingOutput]] = {}
+        self._context: zmq.asyncio.Context | None = None
+        self._socket: zmq.asyncio.Socket | None = None
+        self._reader: asyncio.Task[None] | None = None
+
+    @property
+    def death(self) -> str | None:
+        """Why the worker is gone; None while it lives."""
+        return self._death
+
+    @property
+    def num_jobs(self) -> int:
+        """Jobs in flight."""
+        return len(self._generations) + len(self._embeddings)
+
+    async def start(self) -> None:
+        """Connect and ask for the state of every model; the worker may bind its address later."""
+        self._context = zmq.asyncio.Context()
+        self._socket = self._context.socket(zmq.DEALER)
+        self._socket.setsockopt(zmq.SNDHWM, 0)  # jobs are bounded by the HTTP side; a full queue would lose a cancel
+        self._socket.setsockopt(zmq.RCVHWM, 0)
+        self._socket.setsockopt(zmq.LINGER, 0)
+        self._socket.connect(self._address)
+        self._reader = asyncio.create_task(self._read(self._socket), name="engine-client")
+        self._send(Hello())
+
+    async def close(self) -> None:
+        """End every job with EngineDeadError and disconnect."""
+        self.mark_dead("the server is shutting down")
+        if self._reader is not None:
+            self._reader.cancel()
+            await asyncio.gather(self._reader, return_exceptions=True)
+        if self._socket is not None:
+            self._socket.close()
+        if self._context is not None:
+            self._context.term()
+
+    def mark_dead(self, reason: str) -> None:
+        """The worker is gone: every job in flight and every later one ends with EngineDeadError at once."""
+        if self._death is not None:
+            return
+        self._death = reason
+        error = self._dead_error()
+        for generation in self._generations.values():
+            generation.fail(error)
+        for embedding in self._embeddings.values():
+            embedding.fail(error)
+
+    async def generate(self, job: Submit) -> AsyncGenerator[RequestOutput]:
+        """Run a generation job; outputs that wait together come as one.
+
+        Leaving the iterator before its end, by closing it or by cancelling the task that reads it, cancels the job in
+        the worker.
+
+        Raises:
+            EngineDeadError: the worker is gone.
+            JobFailedError: the worker refused or lost this job.
+        """
+        mailbox: _Mailbox[RequestOutput] = _Mailbox()
+        finished = False
+        self._open(job.request_id, mailbox, self._generations)
+        try:
+            self._send(job)
+            while not finished:
+                output = _merge(await mailbox.take())
+                if output.error is not None:
+                    finished = True
+                    raise JobFailedError(output.error)
+                finished = output.finish_reason is not None
+                yield output
+        finally:
+            self._drop(job.request_id, self._generations, cancel=not finished)
+
+    async def embed(self, job: Embed) -> EmbeddingOutput:
+        """Run an embedding job; cancelling the calling task cancels it in the worker.
+
+        Raises:
+            EngineDeadError: the worker is gone.
+            JobFailedError: the worker refused or lost this job.
+        """
+        mailbox: _Mailbox[EmbeddingOutput] = _Mailbox()
+        finished = False
+        self._open(job.request_id, mailbox, self._embeddings)
+        try:
+            self._send(job)
+            (output,) = await mailbox.take()
+            finished = True
+            if output.error is not None:
+                raise JobFailedError(output.error)
+            return output
+        finally:
+            self._drop(job.request_id, self._embeddings, cancel=not finished)
+
+    def _open(self, request_id: str, mailbox: "_Mailbox[_T]", mailboxes: "dict[str, _Mailbox[_T]]") -> None:
+        if self._death is not None:
+            raise self._dead_error()
+        assert request_id not in mailboxes, f"two jobs with the id {request_id}"
+        mailboxes[request_id] = mailbox
+
+    def _drop(self, request_id: str, mailboxes: "dict[str, _Mailbox[_T]]", *, cancel: bool) -> None:
+        del mailboxes[request_id]
+        if cancel and self._death is None:
+            self._send(Cancel([request_id]))
+
+    def _dead_error(self) -> EngineDeadError:
+        return EngineDeadError(f"The device worker is gone ({self._death}). Try again when it is back.")
+
+    def _send(self, message: UpMessage) -> None:
+        """Hand a message to ZeroMQ, which never blocks here: the queue has no limit."""
+        assert self._socket is not None, "start() was not called"
+        sent = asyncio.ensure_future(self._socket.send_multipart(encode(message)))
+        sent.add_done_callback(_log_failure)
+
+    async def _read(self, socket: zmq.asyncio.Socket) -> None:
+        while True:
+            frames = await socket.recv_multipart()
+            try:
+                self._deliver(decode(frames))  # type: ignore[arg-type]  # a worker sends nothing else
+            except Exception:  # one bad message may not silence all the others
+                _log.exception("a message of the device worker could not be delivered")
+
+    def _deliver(self, message: DownMessage) -> None:
+        match message:
+            case StepOutputs():
+                self._deliver_step(message)
+            case ModelLoading(name=name):
+                self.loading[name] = message
+            case ModelReady(name=name):
+                self.loading.pop(name, None)
+                self.models[name] = message
+            case ModelFailed(name=name):
+                self.loading.pop(name, None)
+                self.failed[name] = message
+            case WorkerReady():
+                self.ready.set()
+        if self.on_progress is not None and not isinstance(message, StepOutputs):
+            self.on_progress()
+
+    def _deliver_step(self, step: StepOutputs) -> None:
+        self.stats.update(step.stats)
+        for output in step.outputs:
+            if (generation := self._generations.get(output.request_id)) is not None:
+                generation.put(output)
+        for vectors in step.embeddings:
+            if (embedding := self._embeddings.get(vectors.request_id)) is not None:
+                embedding.put(vectors)
+        if self.on_step is not None:
+            self.on_step(step)
+
+
+def _merge(outputs: list[RequestOutput]) -> RequestOutput:
+    """Consecutive outputs of one job as one."""
+    if len(outputs) == 1:
+        return outputs[0]
+    last = outputs[-1]
+    with_logprobs = any(output.logprobs is not None for output in outputs)
+    return RequestOutput(
+        request_id=last.request_id,
+        token_ids=[token_id for output in outputs for token_id in output.token_ids],
+        num_cached_tokens=max(output.num_cached_tokens for output in outputs),
+        finish_reason=last.finish_reason,
+        stop_token_id=last.stop_token_id,
+        logprobs=[entry for output in outputs for entry in output.logprobs or ()] if with_logprobs else None,
+        error=last.error,
+        timings=last.timings,
+    )
+
+
+def _log_failure(sent: "asyncio.Future[Any]") -> None:
+    if not sent.cancelled() and (error := sent.exception()) is not None:
+        _log.error("a message to the device worker was not sent: %s", error)

@@ -1,0 +1,156 @@
+"""The one place where errors become HTTP answers: their status, OpenAI's error body and their headers.
+
+Everything else raises typed errors and knows nothing of bodies. The body is always
+`{"error": {"message", "type", "param", "code"}}`; bad requests are 400, never 422, which many clients retry.
+"""
+
+import asyncio
+from collections.abc import Iterable, Mapping
+from http import HTTPStatus
+
+import orjson
+from fastapi import FastAPI
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from penstock.scheduler.config import ModelKind
+from penstock.scheduler.errors import EngineDeadError, RequestError
+from penstock.scheduler.messages import JobError
+
+from .protocol.explain import explain
+
+RETRY_AFTER_SECONDS = 5
+"""What a 503 asks clients to wait: about the time a worker takes to come back with a small model."""
+
+ENDPOINTS: Mapping[ModelKind, str] = {
+    "generate": "/v1/chat/completions or /v1/completions",
+    "embed": "/v1/embeddings",
+}
+
+
+class ApiError(Exception):
+    """An error that a client is told about.
+
+    Args:
+        message: what is wrong, with the value, the limit and the remedy.
+        status: HTTP status.
+        code: OpenAI's machine-readable code.
+        param: dotted path of the request field at fault, if there is one.
+        headers: extra response headers.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int = 400,
+        code: str | None = None,
+        param: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+        self.code = code
+        self.param = param
+        self.headers = dict(headers or {})
+        if status == 503:
+            self.headers.setdefault("retry-after", str(RETRY_AFTER_SECONDS))
+
+    def body(self) -> bytes:
+        """The JSON body."""
+        kind = "server_error" if self.status >= 500 else "invalid_request_error"
+        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
+        return orjson.dumps({"error": error})
+
+    def response(self) -> Response:
+        """The whole answer."""
+        return Response(self.body(), self.status, self.headers, "application/json")
+
+
+class JobFailedError(Exception):
+    """The worker ended a job without its result."""
+
+    def __init__(self, error: JobError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def model_not_found(name: str, served: Iterable[str]) -> ApiError:
+    """404 for a model that is not served here, with the ones that are."""
+    ids = ", ".join(served) or "none"
+    return ApiError(
+        f"The model '{name}' is not served here. Served models: {ids}.",
+        status=404,
+        code="model_not_found",
+        param="model",
+    )
+
+
+def wrong_kind(name: str, kind: ModelKind, others: Iterable[str]) -> ApiError:
+    """400 for a generation request to an embedding model, or the reverse; `others` would have been right."""
+    does = "makes embeddings" if kind == "embed" else "generates text"
+    fitting = ", ".join(others) or "none"
+    return ApiError(
+        f"The model '{name}' {does}: use it with {ENDPOINTS[kind]}. Models for this endpoint: {fitting}.",
+        code="model_not_supported",
+        param="model",
+    )
+
+
+def context_length_exceeded(num_tokens: int, limit: int, what: str, *, param: str) -> ApiError:
+    """400 for an input that is too long; `what` says whose limit it is."""
+    return ApiError(
+        f"The input has {num_tokens} tokens, but {what} takes at most {limit}. Shorten the input.",
+        code="context_length_exceeded",
+        param=param,
+    )
+
+
+def translate(error: Exception) -> ApiError:
+    """The client's view of any error; what is not foreseen is a 500 that gives nothing away."""
+    match error:
+        case ApiError():
+            return error
+        case ValidationError():
+            problem = explain(error)
+            return ApiError(problem.message, code=problem.code, param=problem.param)
+        case JobFailedError(error=job):
+            return ApiError(job.message, status=job.status, code=job.code, param=job.param)
+        case RequestError():
+            return ApiError(error.message, code=error.code, param=error.param)
+        case EngineDeadError():
+            return ApiError(str(error), status=503, code="engine_dead")
+        case HTTPException():
+            return _of_http_exception(error)
+        case asyncio.TimeoutError():
+            return ApiError("The server did not answer in time. Try again.", status=503, code="timeout")
+        case _:
+            return ApiError(
+                "The server had an internal error. The log names it under this answer's x-request-id.",
+                status=500,
+                code="internal_error",
+            )
+
+
+def _of_http_exception(error: HTTPException) -> ApiError:
+    code = {404: "unknown_url", 405: "method_not_allowed"}.get(error.status_code)
+    detail = error.detail or HTTPStatus(error.status_code).phrase
+    return ApiError(detail, status=error.status_code, code=code, headers=error.headers)
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    if isinstance(error, HTTPException) and error.status_code in (404, 405):
+        path = f"{request.method} {request.url.path}"
+        allowed = (error.headers or {}).get("Allow")
+        remedy = f"Use {allowed}." if allowed else "The API lives under /v1, for example POST /v1/chat/completions."
+        error = HTTPException(error.status_code, f"Unknown request URL: {path}. {remedy}", error.headers)
+    return translate(error).response()
+
+
+def install(app: FastAPI) -> None:
+    """Make `app` answer every foreseen error in OpenAI's form."""
+    for kind in (ApiError, ValidationError, JobFailedError, RequestError, EngineDeadError, HTTPException):
+        app.add_exception_handler(kind, _answer)

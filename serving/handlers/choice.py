@@ -1,0 +1,107 @@
+"""One choice of an answer: the engine's tokens become text, stop strings end it, log probabilities keep step."""
+
+from dataclasses import dataclass, field
+
+from penstock.scheduler.messages import RequestOutput, Submit, TokenLogprobs
+
+from ..text.detokenizer import Detokenizer
+from ..text.stop_strings import StopStrings
+from ..text.token_table import TokenTable
+
+
+@dataclass(frozen=True, slots=True)
+class TokenEntry:
+    """A token of the text with its log probabilities."""
+
+    token_id: int
+    logprobs: TokenLogprobs
+    offset: int
+    """Characters of the choice's text before the token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What is new in one choice."""
+
+    index: int
+    text: str
+    entries: list[TokenEntry] = field(default_factory=list)
+    """The tokens of `text`, if log probabilities were asked for."""
+    finish_reason: str | None = None
+
+
+class Choice:
+    """The state of one choice between the engine and the client.
+
+    Args:
+        index: its place in the answer.
+        job: its job for the engine.
+        table: the model's tokens.
+        stop: stop strings.
+        continues: its text goes on from the prompt's (a completion) and is no message of its own.
+
+    Attributes:
+        num_tokens: tokens generated so far, an end token included.
+        num_cached_tokens: prompt tokens that came from the prefix cache.
+        finish_reason: None until it ends.
+    """
+
+    def __init__(self, index: int, job: Submit, table: TokenTable, stop: list[str], *, continues: bool) -> None:
+        self.index = index
+        self.job = job
+        self.num_tokens = 0
+        self.num_cached_tokens = 0
+        self.finish_reason: str | None = None
+        self._detokenizer = Detokenizer(table, continues=continues)
+        self._stops = StopStrings(stop) if stop else None
+        self._num_characters = 0  # decoded
+        self._num_sent = 0  # of those, sent
+        self._entries: list[TokenEntry] = []  # of tokens whose text is still held back
+
+    def feed(self, output: RequestOutput) -> Delta | None:
+        """What the engine's output adds; None if it adds nothing that can be sent yet."""
+        self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        text = ""
+        num_text_tokens = len(output.token_ids) - (output.stop_token_id is not None)
+        for position, token_id in enumerate(output.token_ids):
+            self.num_tokens += 1
+            if position >= num_text_tokens:  # the end token
+                break
+            piece = self._detokenizer.feed(token_id)
+            if output.logprobs is not None:
+                self._entries.append(TokenEntry(token_id, output.logprobs[position], self._num_characters))
+            text += self._watch(piece)
+            if self.finish_reason is not None:
+                break
+        if self.finish_reason is None and output.finish_reason is not None:
+            text += self._watch(self._detokenizer.flush())
+            if self.finish_reason is None:
+                self.finish_reason = output.finish_reason
+                text += self._stops.flush() if self._stops else ""
+        self._num_sent += len(text)
+        entries = self._release_entries()
+        if not text and not entries and self.finish_reason is None:
+            return None
+        return Delta(self.index, text, entries, self.finish_reason)
+
+    def _watch(self, piece: str) -> str:
+        """The part of the new text that can be sent; ends the choice at a stop string."""
+        self._num_characters += len(piece)
+        if self._stops is None or not piece or self.num_tokens <= self.job.sampling.min_tokens:
+            return piece
+        safe, stopped = self._stops.feed(piece)
+        if stopped:
+            self.finish_reason = "stop"
+        return safe
+
+    def _release_entries(self) -> list[TokenEntry]:
+        """Entries of tokens that begin in the text sent so far; at the end of a choice the others are dropped.
+
+        Tokens without text of their own (a part of a character, a special token) go out with what surrounds them.
+        """
+        if not self._entries:
+            return []
+        everything = self._num_sent == self._num_characters
+        released = [entry for entry in self._entries if everything or entry.offset < self._num_sent]
+        self._entries = self._entries[len(released) :]
+        return released

@@ -1,0 +1,133 @@
+"""Embeddings: texts and token ids to one job for the engine, its matrix to JSON numbers or base64."""
+
+import base64
+import time
+import uuid
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+
+from penstock.scheduler.messages import Embed, ModelReady
+
+from ..errors import ApiError, context_length_exceeded
+from ..protocol.embedding import EmbeddingBody
+from ..text.served_model import ServedModel
+from ..text.tokenizer import off_loop
+from .sampling import check_token_ids
+from .services import Services
+
+Matrix = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingHandler:
+    """POST /v1/embeddings, behind a validated body."""
+
+    services: Services
+
+    async def answer(self, body: EmbeddingBody) -> bytes:
+        """The JSON answer.
+
+        Raises:
+            ApiError: the request cannot be served as it is.
+            EngineDeadError: the worker is gone.
+            JobFailedError: the worker refused or lost the job.
+        """
+        served, ready = self.services.find(body.model, "embed")
+        if body.dimensions is not None and body.dimensions > ready.embedding_dim:
+            raise ApiError(
+                f"Invalid 'dimensions': {body.dimensions} is above the maximum of {ready.embedding_dim}, the size of "
+                f"the vectors of '{served.name}'. Send that or less.",
+                code="integer_above_max_value",
+                param="dimensions",
+            )
+        inputs = await _tokenise(body, served, ready)
+        output = await self.services.engine.embed(
+            Embed(
+                request_id=f"embd-{uuid.uuid4().hex}",
+                model=served.name,
+                inputs=inputs,
+                arrival_time=time.time(),
+                priority=body.priority,
+            )
+        )
+        self.services.metrics.count_embedded(served.name, len(inputs))
+        vectors = np.frombuffer(output.data, dtype="<f4").reshape(len(inputs), output.dim)
+        if body.dimensions is not None:
+            vectors = shorten(vectors, body.dimensions)
+        return _encode(vectors, body, sum(map(len, inputs)))
+
+
+def shorten(vectors: Matrix, dimensions: int) -> Matrix:
+    """The first `dimensions` components, of length 1 again: matryoshka embeddings.
+
+    Args:
+        vectors: [inputs, dim] float32.
+        dimensions: at most dim.
+
+    Returns:
+        [inputs, dimensions] float32.
+    """
+    head = vectors[:, :dimensions]
+    norms = np.linalg.norm(head, axis=1, keepdims=True)
+    return np.ascontiguousarray(head / np.maximum(norms, np.finfo(np.float32).tiny))
+
+
+def _encode(vectors: Matrix, body: EmbeddingBody, num_tokens: int) -> bytes:
+    def encode(vector: Matrix) -> object:
+        return vector if body.encoding_format == "float" else base64.b64encode(vector.tobytes()).decode("ascii")
+
+    return orjson.dumps(
+        {
+            "object": "list",
+            "data": [
+                {"object": "embedding", "index": index, "embedding": encode(vector)}
+                for index, vector in enumerate(vectors)
+            ],
+            "model": body.model,
+            "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
+        },
+        option=orjson.OPT_SERIALIZE_NUMPY,
+    )
+
+
+async def _tokenise(body: EmbeddingBody, served: ServedModel, ready: ModelReady) -> list[list[int]]:
+    """Token ids of every input, within the model's limit."""
+    rules = served.input_rules
+    limit = min(ready.max_model_len, rules.max_tokens or ready.max_model_len)
+    cut = body.truncate_prompt_tokens
+    max_length = None if cut is None else limit if cut == -1 else min(cut, limit)
+    texts: list[str] = []
+    inputs: list[list[int]] = []
+    for number, item in enumerate(body.input):
+        param = _param(body, number)
+        if isinstance(item, list):
+            check_token_ids(item, ready, param)
+            inputs.append(item[:max_length])
+            continue
+        if not item:
+            raise ApiError(
+                f"Invalid '{param}': the text is empty. Send at least one character.", code="empty_string", param=param
+            )
+        texts.append(rules.prefix + (item.lower() if rules.lower_case else item))
+        inputs.append([])
+    encoded = iter(
+        await off_loop(sum(map(len, texts)), lambda: served.tokenizer.encode_batch(texts, max_length=max_length))
+    )
+    inputs = [tokens or next(encoded) for tokens in inputs]
+    for number, tokens in enumerate(inputs):
+        if len(tokens) > limit:
+            raise context_length_exceeded(len(tokens), limit, f"the model '{served.name}'", param=_param(body, number))
+        if not tokens:
+            raise ApiError(
+                f"Invalid '{_param(body, number)}': the text has no tokens. Send some letters.",
+                code="empty_string",
+                param=_param(body, number),
+            )
+    return inputs
+
+
+def _param(body: EmbeddingBody, number: int) -> str:
+    return "input" if len(body.input) == 1 else f"input.{number}"

@@ -1,0 +1,109 @@
+"""Resolves what a client asked, what the model's defaults say and what fits into complete sampling parameters."""
+
+import random
+
+from penstock.scheduler.messages import ModelReady
+from penstock.scheduler.sampling_params import SamplingParams
+
+from ..errors import ApiError, context_length_exceeded
+from ..protocol.generation import GenerationBody
+from ..text.served_model import GenerationDefaults
+
+SMALLEST_TOP_P = 1e-6
+"""For `top_p: 0`, which OpenAI allows: keeps the likeliest token alone, as 0 would."""
+
+
+NO_LIMIT = -1
+"""LM Studio's `max_tokens: -1`."""
+
+
+def token_room(ready: ModelReady, num_prompt_tokens: int, param: str) -> int:
+    """Tokens that can be generated after the prompt, at least 1.
+
+    Raises:
+        ApiError: context_length_exceeded, the prompt leaves no room.
+    """
+    cache = ready.num_kv_blocks * ready.block_size
+    limit, what = min(
+        (ready.max_model_len, f"the context of '{ready.name}', prompt and output together,"),
+        (cache, f"the KV cache of '{ready.name}', prompt and output together,"),
+    )
+    if num_prompt_tokens >= limit:
+        raise context_length_exceeded(num_prompt_tokens, limit, what, param=param)
+    return limit - num_prompt_tokens
+
+
+def resolve_sampling(
+    body: GenerationBody,
+    defaults: GenerationDefaults,
+    ready: ModelReady,
+    *,
+    wanted: int,
+    room: int,
+    logprobs: int | None,
+) -> SamplingParams:
+    """Complete parameters of the first choice; further choices differ in their seed (`choice_seed`).
+
+    Args:
+        body: the request.
+        defaults: the model's own values where the client is silent.
+        ready: the model, for the range of token ids.
+        wanted: tokens that the client wants at most, or NO_LIMIT; more than `room` is cut to it, since clients send
+            32000 blindly.
+        room: what `token_room` says.
+        logprobs: see SamplingParams.
+
+    Raises:
+        ApiError: a token id outside the vocabulary, or min_tokens above `wanted`.
+    """
+    if wanted != NO_LIMIT and body.min_tokens > wanted:
+        raise ApiError(
+            f"Invalid 'min_tokens': {body.min_tokens} is above max_tokens, {wanted}. Send that or less.",
+            code="integer_above_max_value",
+            param="min_tokens",
+        )
+    bias = {int(key): value for key, value in body.logit_bias.items()}
+    check_token_ids(bias, ready, "logit_bias")
+    check_token_ids(body.stop_token_ids, ready, "stop_token_ids")
+    max_tokens = room if wanted == NO_LIMIT else min(wanted, room)
+    return SamplingParams(
+        max_tokens=max_tokens,
+        seed=random.getrandbits(64) - 2**63 if body.seed is None else body.seed,
+        logit_bias=bias,
+        repetition_penalty=_first(body.repetition_penalty, body.repeat_penalty, defaults.repetition_penalty),
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        min_tokens=min(body.min_tokens, max_tokens),
+        temperature=_first(body.temperature, defaults.temperature),
+        top_k=max(0, int(_first(body.top_k, defaults.top_k))),
+        top_p=max(SMALLEST_TOP_P, _first(body.top_p, defaults.top_p)),
+        min_p=_first(body.min_p, defaults.min_p),
+        stop_token_ids=tuple(body.stop_token_ids),
+        ignore_eos=body.ignore_eos,
+        logprobs=logprobs,
+    )
+
+
+def choice_seed(seed: int, index: int) -> int:
+    """The seed of choice `index` of a request: the request's own plus the index, within 64 bits."""
+    return (seed + index + 2**63) % 2**64 - 2**63
+
+
+def check_token_ids(token_ids: "list[int] | dict[int, float]", ready: ModelReady, param: str) -> None:
+    """Refuse ids that the model has no token for.
+
+    Raises:
+        ApiError: naming the first such id.
+    """
+    beyond = next((token_id for token_id in token_ids if token_id >= ready.vocab_size), None)
+    if beyond is not None:
+        raise ApiError(
+            f"Invalid '{param}': token id {beyond} is not in the vocabulary of '{ready.name}'. "
+            f"Send ids below {ready.vocab_size}.",
+            code="invalid_value",
+            param=param,
+        )
+
+
+def _first(*values: float | None) -> float:
+    return next(value for value in values if value is not None)

@@ -1,0 +1,154 @@
+"""The Prometheus metrics of one server: the `vllm:` names that routers and dashboards know, and our own.
+
+What the worker counts is read from its last message at scrape time; only what is measured here, in the API process,
+costs anything per token.
+"""
+
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from penstock.scheduler.messages import ModelStats, StepOutputs
+
+from .engine_client import EngineClient
+
+_LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
+_GAP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_TOKEN_BUCKETS = (1, 4, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
+_MODEL = ("model_name",)
+
+
+class Metrics:
+    """Everything `/metrics` shows.
+
+    Args:
+        engine: whose steps and statistics are shown; its `on_step` is taken.
+    """
+
+    content_type = "text/plain; version=0.0.4; charset=utf-8"
+
+    def __init__(self, engine: EngineClient) -> None:
+        self._registry = registry = CollectorRegistry()
+        registry.register(_EngineCollector(engine))
+        self._first_token = Histogram(
+            "vllm:time_to_first_token_seconds",
+            "Arrival of a request to its first token.",
+            _MODEL,
+            registry=registry,
+            buckets=_LATENCY_BUCKETS,
+        )
+        self._gap = Histogram(
+            "vllm:inter_token_latency_seconds",
+            "Time from one token of a choice to the next.",
+            _MODEL,
+            registry=registry,
+            buckets=_GAP_BUCKETS,
+        )
+        self._mean_gap = Histogram(
+            "vllm:time_per_output_token_seconds",
+            "Mean time between the tokens of a finished choice.",
+            _MODEL,
+            registry=registry,
+            buckets=_GAP_BUCKETS,
+        )
+        self._latency = Histogram(
+            "vllm:e2e_request_latency_seconds",
+            "Arrival of a request to the end of a choice.",
+            _MODEL,
+            registry=registry,
+            buckets=_LATENCY_BUCKETS,
+        )
+        self._finished = Counter(
+            "vllm:request_success", "Finished choices.", (*_MODEL, "finished_reason"), registry=registry
+        )
+        self._step_seconds = Histogram(
+            "penstock_step_seconds", "Duration of an engine step.", registry=registry, buckets=_GAP_BUCKETS
+        )
+        self._step_tokens = Histogram(
+            "penstock_step_batched_tokens", "Tokens of an engine step.", registry=registry, buckets=_TOKEN_BUCKETS
+        )
+        self._embedded = Counter("penstock_embedded_texts", "Texts embedded.", _MODEL, registry=registry)
+        self._http = Counter("penstock_http_requests", "HTTP answers.", ("route", "status"), registry=registry)
+        engine.on_step = self._on_step
+
+    def exposition(self) -> bytes:
+        """The text that Prometheus scrapes."""
+        return generate_latest(self._registry)
+
+    def count_answer(self, route: str, status: int) -> None:
+        """One HTTP answer; 499 is a client that went away."""
+        self._http.labels(route, str(status)).inc()
+
+    def observe_first_token(self, model: str, seconds: float) -> None:
+        """One choice's time to its first token."""
+        self._first_token.labels(model).observe(seconds)
+
+    def observe_gap(self, model: str, seconds: float) -> None:
+        """Time between two tokens of a choice."""
+        self._gap.labels(model).observe(seconds)
+
+    def observe_end(self, model: str, reason: str, seconds: float, mean_gap: float | None) -> None:
+        """One choice's end.
+
+        Args:
+            model: its model.
+            reason: "stop", "length", "error" or "abort".
+            seconds: since the request's arrival.
+            mean_gap: seconds between its tokens, None if it had less than two.
+        """
+        self._finished.labels(model, reason).inc()
+        self._latency.labels(model).observe(seconds)
+        if mean_gap is not None:
+            self._mean_gap.labels(model).observe(mean_gap)
+
+    def count_embedded(self, model: str, num_texts: int) -> None:
+        """Texts of a finished embedding job."""
+        self._embedded.labels(model).inc(num_texts)
+
+    def _on_step(self, step: StepOutputs) -> None:
+        self._step_seconds.observe(step.step_seconds)
+        self._step_tokens.observe(step.num_batched_tokens)
+
+
+class _EngineCollector(Collector):
+    """The worker's own counts, as of its last step."""
+
+    def __init__(self, engine: EngineClient) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterator[Metric]:
+        stats = self._engine.stats
+        for name, help_text, value in _GAUGES:
+            gauge = GaugeMetricFamily(name, help_text, labels=_MODEL)
+            for model, numbers in stats.items():
+                gauge.add_metric((model,), value(numbers))
+            yield gauge
+        for name, help_text, value in _COUNTERS:
+            counter = CounterMetricFamily(name, help_text, labels=_MODEL)
+            for model, numbers in stats.items():
+                counter.add_metric((model,), value(numbers))
+            yield counter
+        yield GaugeMetricFamily("penstock_worker_up", "1 while the device worker lives.", self._engine.death is None)
+        yield GaugeMetricFamily("penstock_jobs_in_flight", "Jobs of this API process.", self._engine.num_jobs)
+
+
+def _cache_usage(stats: ModelStats) -> float:
+    return stats.kv_blocks_used / stats.kv_blocks_total if stats.kv_blocks_total else 0.0
+
+
+_Rows = tuple[tuple[str, str, Callable[[ModelStats], float]], ...]
+_GAUGES: _Rows = (
+    ("vllm:num_requests_running", "Requests that are being computed.", lambda s: s.num_running),
+    ("vllm:num_requests_waiting", "Requests that wait to be scheduled.", lambda s: s.num_waiting),
+    ("vllm:kv_cache_usage_perc", "Used share of the KV blocks, 0 to 1.", _cache_usage),
+    ("vllm:gpu_cache_usage_perc", "Older name of vllm:kv_cache_usage_perc.", _cache_usage),
+)
+_COUNTERS: _Rows = (
+    ("vllm:prompt_tokens", "Prompt tokens, cached ones included.", lambda s: s.prompt_tokens + s.prefix_cache_hits),
+    ("vllm:generation_tokens", "Generated tokens.", lambda s: s.generation_tokens),
+    ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda s: s.prefix_cache_queries),
+    ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", lambda s: s.prefix_cache_hits),
+    ("vllm:num_preemptions", "Preemptions.", lambda s: s.num_preemptions),
+)

@@ -1,0 +1,81 @@
+"""The base of every request object: strict types, null means absent, and every field has a known fate.
+
+A field is executed (it is a field of the model), tolerated (it cannot change the answer's meaning), or refused by
+name. Nothing is dropped in silence: a field in none of these is an error.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic_core import PydanticCustomError
+
+from .explain import preview
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerated:
+    """A field that is accepted without being executed."""
+
+    reason: str
+    """Why that is right."""
+    only: tuple[object, ...] | None = None
+    """Values that ask for what happens anyway; None: any value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A field that would change the meaning of the answer and is not executed."""
+
+    reason: str
+    remedy: str = "Leave it out."
+
+
+class RequestBody(BaseModel):
+    """A JSON object of a request."""
+
+    model_config = ConfigDict(strict=True, frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+    other_fields: ClassVar[Mapping[str, Tolerated | Refused]] = {}
+    """The fate of the fields that the model does not have."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _settle_fields(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        executed = {}
+        for name, value in raw.items():
+            if value is None:
+                continue
+            if name in cls.model_fields:
+                executed[name] = value
+            else:
+                _settle(name, value, cls.other_fields.get(name))
+        return executed
+
+
+def invalid(code: str, message: str, param: str | None = None) -> PydanticCustomError:
+    """An error of our own; `param` is the field at fault below the model that raises it."""
+    # pydantic fills braces of the template from the context, so the message may not be the template itself
+    return PydanticCustomError(code, "{message}", {"message": message} | ({"param": param} if param else {}))
+
+
+def _settle(name: str, value: object, fate: Tolerated | Refused | None) -> None:
+    match fate:
+        case Tolerated(only=None):
+            return
+        case Tolerated(reason=reason, only=only):
+            if any(value == allowed and type(value) is type(allowed) for allowed in only or ()):
+                return
+            allowed = " or ".join(map(preview, only or ()))
+            raise invalid(
+                "unsupported_parameter",
+                f"{preview(value)} is not supported: {reason} Send {allowed}, or leave it out.",
+                name,
+            )
+        case Refused(reason=reason, remedy=remedy):
+            raise invalid("unsupported_parameter", f"this server does not support it: {reason} {remedy}", name)
+        case _:
+            raise invalid("unknown_parameter", "no such parameter here. Leave it out.", name)

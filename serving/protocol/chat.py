@@ -1,0 +1,117 @@
+"""The body of POST /v1/chat/completions."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from .body import RequestBody, invalid
+from .generation import GenerationBody, MaxTokens
+from .other_fields import CHAT, MESSAGE, PART
+
+Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
+_RESERVED_TEMPLATE_NAMES = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
+
+
+def _as_parts(value: Any) -> Any:
+    return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+class ContentPart(RequestBody):
+    """One piece of a message: text, or an earlier refusal."""
+
+    other_fields = PART
+
+    type: Literal["text", "refusal"]
+    text: str
+
+    @model_validator(mode="before")
+    @classmethod
+    def _only_text(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        kind = raw.get("type")
+        if kind == "refusal":
+            return {**{k: v for k, v in raw.items() if k != "refusal"}, "text": raw.get("refusal")}
+        if kind in ("image_url", "input_audio", "file", "video_url", "audio_url"):
+            raise invalid(
+                "unsupported_parameter",
+                f"content parts of type {kind!r} are not understood by the models here. Send text parts.",
+                "type",
+            )
+        return raw
+
+
+class FunctionCall(RequestBody):
+    """A call that the assistant made earlier."""
+
+    name: str
+    arguments: str = "{}"
+
+
+class ToolCall(RequestBody):
+    """One of an assistant message's earlier tool calls."""
+
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: FunctionCall
+    index: int = 0
+
+
+class ChatMessage(RequestBody):
+    """One message."""
+
+    other_fields = MESSAGE
+
+    role: Role
+    content: Annotated[list[ContentPart] | None, BeforeValidator(_as_parts)] = None
+    """A string becomes one text part."""
+    name: str | None = None
+    refusal: str | None = None
+    reasoning_content: str | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] = Field(default_factory=list)
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _has_content(self) -> "ChatMessage":
+        if self.content is None and self.role not in ("assistant", "function"):
+            raise invalid("missing_required_parameter", f"a {self.role} message needs content. Send text.", "content")
+        return self
+
+
+class ChatCompletionBody(GenerationBody):
+    """POST /v1/chat/completions."""
+
+    other_fields = CHAT
+
+    messages: list[ChatMessage] = Field(min_length=1)
+    max_completion_tokens: MaxTokens = None
+    """Wins over max_tokens."""
+    logprobs: bool = False
+    top_logprobs: int = Field(default=0, ge=0, le=20)
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
+    """Given to the chat template; a template that does not know it leaves it unused."""
+    enable_thinking: bool | None = None
+    """Given to the chat template, like chat_template_kwargs.enable_thinking."""
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "ChatCompletionBody":
+        if self.top_logprobs and not self.logprobs:
+            raise invalid("invalid_value", "it needs logprobs. Send logprobs: true.", "top_logprobs")
+        if self.continue_final_message and self.add_generation_prompt:
+            raise invalid(
+                "invalid_value",
+                "the last message cannot be continued after a generation prompt. Send add_generation_prompt: false.",
+                "continue_final_message",
+            )
+        if self.continue_final_message and not self.messages[-1].content:
+            raise invalid("invalid_value", "the last message has no text to continue.", "continue_final_message")
+        for name in _RESERVED_TEMPLATE_NAMES:
+            if name in self.chat_template_kwargs:
+                raise invalid(
+                    "invalid_value", "the server sets that variable. Leave it out.", f"chat_template_kwargs.{name}"
+                )
+        return self

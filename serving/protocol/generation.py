@@ -1,0 +1,80 @@
+"""What chat and completion requests have in common: model, sampling, stopping, streaming."""
+
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field, StringConstraints, field_validator
+
+from .body import RequestBody, invalid
+from .other_fields import STREAM_OPTIONS
+
+MAX_CHOICES = 128
+"""OpenAI's limit on `n`."""
+MAX_STOP_STRINGS = 16
+MAX_STOP_LENGTH = 1024
+"""Characters. Longer ones would make every token expensive to search."""
+_MAX_SEED = 2**63
+
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+def _check_max_tokens(value: Any) -> Any:
+    """-1 is LM Studio's "no limit"."""
+    if type(value) is int and value < 1 and value != -1:
+        raise invalid(
+            "integer_below_min_value", f"{value} is below the minimum of 1. Send 1 or more, or -1 for no limit."
+        )
+    return value
+
+
+MaxTokens = Annotated[int | None, BeforeValidator(_check_max_tokens)]
+
+
+class StreamOptions(RequestBody):
+    """How to stream."""
+
+    other_fields = STREAM_OPTIONS
+
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
+    """Usage in every chunk, as vLLM has it."""
+
+
+class GenerationBody(RequestBody):
+    """Fields of both generation endpoints; None means that the client is silent."""
+
+    model: str
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    max_tokens: MaxTokens = None
+    stop: Annotated[list[StopString], BeforeValidator(_as_list)] = Field(
+        default_factory=list, max_length=MAX_STOP_STRINGS
+    )
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, max_length=256)
+    ignore_eos: bool = False
+    min_tokens: int = Field(default=0, ge=0)
+    seed: int | None = Field(default=None, ge=-_MAX_SEED, lt=_MAX_SEED)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, ge=0, le=1)
+    top_k: int | None = Field(default=None, ge=-1)
+    min_p: float | None = Field(default=None, ge=0, le=1)
+    presence_penalty: float = Field(default=0.0, ge=-2, le=2)
+    frequency_penalty: float = Field(default=0.0, ge=-2, le=2)
+    repetition_penalty: float | None = Field(default=None, gt=0, le=100)
+    repeat_penalty: float | None = Field(default=None, gt=0, le=100)
+    """LM Studio's name of repetition_penalty, which wins if both are given."""
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
+    priority: int = Field(default=0, ge=-(2**31), lt=2**31)
+    cache_salt: str = Field(default="", max_length=256)
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _keys_are_token_ids(cls, value: dict[str, float]) -> dict[str, float]:
+        for key in value:
+            if not (key.isascii() and key.isdecimal() and len(key) < 10):
+                raise invalid("invalid_value", f'the key {key[:40]!r} is not a token id. Send ids such as "50256".')
+        return value

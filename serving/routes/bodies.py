@@ -1,0 +1,48 @@
+"""Reads a request's body: bounded in size, strict JSON, an object, validated; every fault is a 400 or a 413."""
+
+from typing import TypeVar
+
+import orjson
+from starlette.requests import Request
+
+from ..errors import ApiError
+from ..protocol.body import RequestBody
+
+Body = TypeVar("Body", bound=RequestBody)
+
+
+async def read_body(request: Request, kind: type[Body], max_bytes: int) -> Body:
+    """The validated body of a request.
+
+    Raises:
+        ApiError: 413 too large; 400 not UTF-8, not JSON, not an object.
+        ValidationError: the object does not fit `kind`.
+        ClientDisconnect: the client went away meanwhile.
+    """
+    raw = await _read_bytes(request, max_bytes)
+    try:
+        value = orjson.loads(raw)
+    except orjson.JSONDecodeError as error:
+        what = f"not valid JSON: {error}" if raw else "empty"
+        raise ApiError(f"The request body is {what}. Send a JSON object in UTF-8.", code="invalid_json") from error
+    if not isinstance(value, dict):
+        raise ApiError("The request body is valid JSON, but not an object. Send an object.", code="invalid_json")
+    return kind.model_validate(value)
+
+
+async def _read_bytes(request: Request, max_bytes: int) -> bytes:
+    declared = request.headers.get("content-length", "")
+    body = bytearray()
+    if not (declared.isdecimal() and int(declared) > max_bytes):
+        async for piece in request.stream():
+            body += piece
+            if len(body) > max_bytes:
+                break
+        else:
+            return bytes(body)
+    raise ApiError(
+        f"The request body is larger than {max_bytes} bytes. Send less at once.",
+        status=413,
+        code="request_too_large",
+        headers={"connection": "close"},  # the rest of the body is not read
+    )

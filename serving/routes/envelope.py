@@ -1,0 +1,67 @@
+"""What every HTTP exchange passes: a request id on the answer, a count of it, and an answer even to our own faults."""
+
+import logging
+import re
+import uuid
+from collections.abc import MutableMapping
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ..errors import translate
+from ..metrics import Metrics
+
+_log = logging.getLogger(__name__)
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+CLIENT_GONE = 499
+"""nginx's status for a client that left before its answer; only the metrics see it."""
+
+
+class Envelope:
+    """ASGI middleware around the whole application.
+
+    Args:
+        app: the application.
+        metrics: counts answers by route and status.
+        routes: the paths that are counted under their own name; the rest counts as "other".
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]) -> None:
+        self._app = app
+        self._metrics = metrics
+        self._routes = routes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One exchange."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        wanted = Headers(scope=scope).get("x-request-id", "")
+        request_id = wanted if _SANE_ID.fullmatch(wanted) else f"req_{uuid.uuid4().hex}"
+        status = 0
+
+        async def send_marked(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(raw=message["headers"]).append("x-request-id", request_id)
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_marked)
+        except ClientDisconnect:
+            status = CLIENT_GONE
+        except Exception as error:
+            _log.exception("internal error at %s %s, x-request-id %s", scope["method"], scope["path"], request_id)
+            if status:  # too late for an answer: the server closes the connection, so that the client sees a cut
+                raise
+            await translate(error).response()(scope, receive, send_marked)
+        finally:
+            self._metrics.count_answer(self._route(scope["path"]), status or CLIENT_GONE)
+
+    def _route(self, path: str) -> str:
+        if path in self._routes:
+            return path
+        return "/v1/models/{id}" if path.startswith("/v1/models/") else "other"

@@ -1,0 +1,38 @@
+"""The routes for people, probes and monitoring: /, /health and /metrics."""
+
+import orjson
+from fastapi import APIRouter
+from starlette.responses import Response
+
+from ..errors import RETRY_AFTER_SECONDS
+from ..handlers.services import Services
+
+
+def status_router(services: Services) -> APIRouter:
+    """The routes, over the given services."""
+    router = APIRouter()
+    engine = services.engine
+
+    @router.api_route("/", methods=["GET", "HEAD"], response_model=None)
+    async def root() -> dict[str, object]:
+        return {"name": "penstock", "models": "/v1/models", "health": "/health", "metrics": "/metrics"}
+
+    @router.api_route("/health", methods=["GET", "HEAD"], response_model=None)
+    async def health() -> Response:
+        """200 while the worker lives, even when it is still loading; 503 once it is gone."""
+        if engine.death is not None:
+            state: dict[str, object] = {"status": "dead", "reason": engine.death}
+            headers = {"retry-after": str(RETRY_AFTER_SECONDS)}
+            return Response(orjson.dumps(state), 503, headers, "application/json")
+        state = {
+            "status": "ok" if engine.ready.is_set() else "loading",
+            "models": sorted(engine.models),
+            "failed": {name: failed.message for name, failed in engine.failed.items()},
+        }
+        return Response(orjson.dumps(state), media_type="application/json")
+
+    @router.api_route("/metrics", methods=["GET", "HEAD"], response_model=None)
+    async def metrics() -> Response:
+        return Response(services.metrics.exposition(), media_type=services.metrics.content_type)
+
+    return router

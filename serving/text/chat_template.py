@@ -1,0 +1,163 @@
+"""Renders a model's chat template as transformers does: the same sandbox, filters and variables, without transformers.
+
+A template comes with a model's files and is not trusted: it runs in jinja's immutable sandbox and sees plain data.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+Message = dict[str, Any]
+
+_END_MARK = "<|penstock: the message goes on here|>"
+_PROBE = "penstock-probe"
+
+
+class TemplateRefusalError(ValueError):
+    """The template cannot render these messages; the message is for the client."""
+
+
+class ChatTemplate:
+    """One compiled chat template.
+
+    Args:
+        source: the jinja text.
+        special_tokens: its variables such as `bos_token`.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self._template = _environment().from_string(source)
+        self._special_tokens = dict(special_tokens)
+        self._knows_developer = "developer" in source
+        self._wants_parts = not self._renders(_PROBE) and self._renders([{"type": "text", "text": _PROBE}])
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        """The prompt of a chat.
+
+        Args:
+            messages: `content` is a text here; it becomes a list of one part for templates that want that.
+            add_generation_prompt: end with the header of the assistant's answer.
+            continue_final_message: end within the last message, so that the answer goes on with it.
+            variables: further variables of the template.
+
+        Raises:
+            TemplateRefusalError: the template refuses or cannot take these messages.
+        """
+        messages = [self._adapt(message) for message in messages]
+        if continue_final_message:
+            messages[-1]["content"] = _append(messages[-1]["content"], _END_MARK)
+        values = self._special_tokens | dict(variables or {})
+        try:
+            text = self._template.render(
+                values, messages=messages, add_generation_prompt=add_generation_prompt and not continue_final_message
+            )
+        except jinja2.TemplateError as error:
+            raise TemplateRefusalError(f"the model's chat template refuses these messages: {error}") from None
+        except Exception as error:  # templates fail in any way when a message has not the form they expect
+            raise TemplateRefusalError(
+                f"the model's chat template cannot render these messages: {type(error).__name__}: {error}"
+            ) from None
+        if not continue_final_message:
+            return text
+        before, mark, _ = text.rpartition(_END_MARK)
+        if not mark:
+            raise TemplateRefusalError("the model's chat template drops the last message, so it cannot be continued")
+        return before
+
+    def _adapt(self, message: Message) -> Message:
+        message = dict(message)
+        if message["role"] == "developer" and not self._knows_developer:
+            message["role"] = "system"
+        if self._wants_parts:
+            message["content"] = [{"type": "text", "text": message["content"]}]
+        return message
+
+    def _renders(self, content: object) -> bool:
+        """Whether a user's content in this form reaches the prompt."""
+        try:
+            text = self._template.render(
+                self._special_tokens, messages=[{"role": "user", "content": content}], add_generation_prompt=True
+            )
+        except Exception:  # a template may want more than one message; then text is as good a guess as any
+            return False
+        return _PROBE in text
+
+
+def load_chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:
+    """The chat template of a model folder, None if it has none.
+
+    `chat_template.jinja` wins over `chat_template.json`, and that over the `chat_template` of tokenizer_config.json,
+    which is a text or a list of named templates; of those `default` is taken.
+    """
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return ChatTemplate(path.read_text("utf-8"), special_tokens)
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        path = folder / name
+        source = json.loads(path.read_bytes()).get("chat_template") if path.is_file() else None
+        if isinstance(source, list):
+            named = {entry["name"]: entry["template"] for entry in source}
+            source = named.get("default") or next(iter(named.values()), None)
+        if source:
+            return ChatTemplate(source, special_tokens)
+    return None
+
+
+class _GenerationBlock(Extension):
+    """`{% generation %}` marks the assistant's tokens for training; for serving its content is all that counts."""
+
+    tags = {"generation"}
+
+    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _tojson
+    environment.globals["raise_exception"] = _raise_exception
+    environment.globals["strftime_now"] = _strftime_now
+    return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own filter escapes HTML characters, which would reach the model."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise_exception(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _append(content: str | list[dict[str, Any]], mark: str) -> str | list[dict[str, Any]]:
+    if isinstance(content, str):
+        return content + mark
+    return [*content[:-1], {**content[-1], "text": content[-1]["text"] + mark}]

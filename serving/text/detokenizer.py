@@ -1,0 +1,31 @@
+"""Token ids to text, one at a time: a UTF-8 character split over tokens appears when it is complete."""
+
+import codecs
+
+from .token_table import TokenTable
+
+
+class Detokenizer:
+    """The text of one choice.
+
+    Args:
+        table: the tokenizer's tokens.
+        continues: the text goes on from a prompt's text, so that the space before its first word belongs to it.
+    """
+
+    def __init__(self, table: TokenTable, *, continues: bool) -> None:
+        self._table = table
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._strip_next = table.strips_first_space and not continues
+
+    def feed(self, token_id: int) -> str:
+        """The characters that this token completes."""
+        text = self._decoder.decode(self._table.text_bytes(token_id))
+        if self._strip_next and text:
+            self._strip_next = False
+            return text.removeprefix(" ")
+        return text
+
+    def flush(self) -> str:
+        """At the end: U+FFFD if a character stayed incomplete."""
+        return self._decoder.decode(b"", final=True)

@@ -1,0 +1,248 @@
+"""A scripted engine, a tiny tokenizer and clients for the tests of the HTTP front."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx2
+import numpy as np
+from fastapi import FastAPI
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from penstock.scheduler.messages import (
+    Cancel,
+    Embed,
+    EmbeddingOutput,
+    JobError,
+    ModelReady,
+    ModelStats,
+    RequestOutput,
+    StepOutputs,
+    Submit,
+    TokenLogprobs,
+)
+from penstock.serving.app import create_app
+from penstock.serving.engine_client import EngineClient
+from penstock.serving.text.chat_template import ChatTemplate
+from penstock.serving.text.served_model import EmbeddingInputRules, ServedModel
+from penstock.serving.text.tokenizer import TextTokenizer
+
+CHAT = "tiny-chat"
+EMBED = "tiny-embed"
+BARE = "tiny-bare"
+MAX_MODEL_LEN = 256
+DIM = 8
+TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+
+
+def tiny_tokenizer() -> Tokenizer:
+    """A byte-level BPE of about 300 tokens: every text has its tokens, an emoji takes four."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        special_tokens=[AddedToken(token, special=True) for token in SPECIAL_TOKENS],
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(["hello world, the quick brown fox says hello to the world"] * 3, trainer)
+    return tokenizer
+
+
+def tiny_embedding_tokenizer() -> Tokenizer:
+    """The same with <|endoftext|> at both ends, and with a truncation that the server must switch off."""
+    tokenizer = tiny_tokenizer()
+    end = ("<|endoftext|>", tokenizer.token_to_id("<|endoftext|>"))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|endoftext|> $A <|endoftext|>", special_tokens=[end]
+    )
+    tokenizer.enable_truncation(4)
+    tokenizer.enable_padding()
+    return tokenizer
+
+
+def tiny_shelf() -> dict[str, ServedModel]:
+    """A chat model, the same without a chat template, and an embedding model."""
+    template = ChatTemplate(TEMPLATE, {"eos_token": "<|im_end|>"})
+    tokenizer = TextTokenizer(tiny_tokenizer())
+    return {
+        CHAT: ServedModel(CHAT, "generate", 1_700_000_000, tokenizer, template),
+        BARE: ServedModel(BARE, "generate", 1_700_000_000, tokenizer),
+        EMBED: ServedModel(
+            EMBED,
+            "embed",
+            1_700_000_000,
+            TextTokenizer(tiny_embedding_tokenizer()),
+            input_rules=EmbeddingInputRules(max_tokens=32),
+        ),
+    }
+
+
+def model_ready(name: str, **changes: Any) -> ModelReady:
+    """What the worker says of a tiny model."""
+    embeds = name == EMBED
+    values: dict[str, Any] = {
+        "name": name,
+        "kind": "embed" if embeds else "generate",
+        "architecture": "Tiny",
+        "device": "cpu",
+        "dtype": "float32",
+        "max_model_len": 64 if embeds else MAX_MODEL_LEN,
+        "vocab_size": 320,
+        "num_kv_blocks": 0 if embeds else 1000,
+        "block_size": 16,
+        "max_num_seqs": 8,
+        "embedding_dim": DIM if embeds else 0,
+        "num_parameters": 1000,
+    }
+    return ModelReady(**(values | changes))
+
+
+Script = list[RequestOutput | float]
+"""Outputs to deliver, one step each; a number is a pause in seconds."""
+
+
+class FakeEngine(EngineClient):
+    """An EngineClient whose worker is a script in the same event loop.
+
+    Attributes:
+        script: what a generation job answers; the default says `text`.
+        text: the default answer.
+        tokens_per_step: of the default answer.
+        jobs: every job submitted.
+        cancelled: every job id cancelled.
+    """
+
+    def __init__(self, tokenizer: TextTokenizer) -> None:
+        super().__init__("inproc://nobody")
+        self.models = {name: model_ready(name) for name in (CHAT, BARE, EMBED)}
+        self.ready.set()
+        self.tokenizer = tokenizer
+        self.text = "hello world"
+        self.tokens_per_step = 1
+        self.script: Callable[[Submit], Script] = self.say
+        self.embed_error: JobError | None = None
+        self.jobs: list[Submit | Embed] = []
+        self.cancelled: list[str] = []
+        self._plays: dict[str, asyncio.Task[None]] = {}
+
+    @property
+    def end_token_id(self) -> int:
+        (token_id,) = self.tokenizer.encode("<|im_end|>", add_special_tokens=False)
+        return token_id
+
+    def encode(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, add_special_tokens=False)
+
+    def say(self, job: Submit) -> Script:
+        """`text` and the end token, cut at max_tokens."""
+        ids = self.encode(self.text)
+        if len(ids) >= job.sampling.max_tokens:
+            return self.outputs(job, ids[: job.sampling.max_tokens], "length")
+        return self.outputs(job, [*ids, self.end_token_id], "stop")
+
+    def outputs(self, job: Submit, ids: Sequence[int], reason: str | None) -> Script:
+        """`ids` in steps; log probabilities if the job wants them: -0.5 for the chosen token, -1, -2, … for others."""
+        outputs: Script = []
+        for first in range(0, len(ids), self.tokens_per_step):
+            new = list(ids[first : first + self.tokens_per_step])
+            last = first + self.tokens_per_step >= len(ids)
+            outputs.append(
+                RequestOutput(
+                    request_id=job.request_id,
+                    token_ids=new,
+                    num_cached_tokens=min(4, len(job.prompt_token_ids) - 1),
+                    finish_reason=reason if last else None,
+                    stop_token_id=new[-1] if last and reason == "stop" else None,
+                    logprobs=self._logprobs(job, new),
+                )
+            )
+        return outputs
+
+    def _logprobs(self, job: Submit, ids: list[int]) -> list[TokenLogprobs] | None:
+        n = job.sampling.logprobs
+        if n is None:
+            return None
+        return [
+            TokenLogprobs(-0.5, [i, *range(10, 9 + n)][:n], [-0.5, *(-float(k) for k in range(1, n))][:n]) for i in ids
+        ]
+
+    def _send(self, message: object) -> None:
+        match message:
+            case Submit() | Embed():
+                self.jobs.append(message)
+                play = self._play(message) if isinstance(message, Submit) else self._embed(message)
+                self._plays[message.request_id] = asyncio.create_task(play)
+            case Cancel(request_ids=ids):
+                self.cancelled += ids
+                for request_id in ids:
+                    self._plays[request_id].cancel()
+
+    async def _play(self, job: Submit) -> None:
+        for output in self.script(job):
+            if isinstance(output, float):
+                await asyncio.sleep(output)
+            else:
+                self._deliver(step(outputs=[output]))
+                await asyncio.sleep(0)
+
+    async def _embed(self, job: Embed) -> None:
+        await asyncio.sleep(0)
+        data = b"".join(fake_vector(ids).tobytes() for ids in job.inputs)
+        output = EmbeddingOutput(job.request_id, DIM, b"" if self.embed_error else data, self.embed_error)
+        self._deliver(step(embeddings=[output]))
+
+
+def fake_vector(ids: list[int]) -> "np.ndarray[Any, np.dtype[np.float32]]":
+    """A unit vector that depends on the ids."""
+    vector = np.random.default_rng(ids).normal(size=DIM).astype("<f4")
+    normalised: np.ndarray[Any, np.dtype[np.float32]] = vector / np.linalg.norm(vector)
+    return normalised
+
+
+def step(outputs: list[RequestOutput] | None = None, embeddings: list[EmbeddingOutput] | None = None) -> StepOutputs:
+    """One engine step's message."""
+    stats = ModelStats(1, 2, 100, 25, 40, 10, 3, 30, 7)
+    return StepOutputs(outputs or [], embeddings or [], {CHAT: stats}, 0.01, 12)
+
+
+class Front:
+    """The application over a fake engine, and a client that calls it in the same event loop."""
+
+    def __init__(self, **app_options: Any) -> None:
+        self.shelf = tiny_shelf()
+        self.engine = FakeEngine(self.shelf[CHAT].tokenizer)
+        self.app: FastAPI = create_app(self.engine, self.shelf, **app_options)
+        self.http = httpx2.AsyncClient(
+            transport=httpx2.ASGITransport(self.app, raise_app_exceptions=False), base_url="http://front"
+        )
+
+    async def post(self, path: str, body: object) -> httpx2.Response:
+        return await self.http.post(path, json=body)
+
+    async def chat(self, **fields: Any) -> httpx2.Response:
+        body = {"model": CHAT, "messages": [{"role": "user", "content": "hi"}]} | fields
+        return await self.post("/v1/chat/completions", body)
+
+    async def complete(self, **fields: Any) -> httpx2.Response:
+        return await self.post("/v1/completions", {"model": CHAT, "prompt": "hello"} | fields)
+
+    async def embed(self, **fields: Any) -> httpx2.Response:
+        return await self.post("/v1/embeddings", {"model": EMBED, "input": "hello"} | fields)
+
+
+@asynccontextmanager
+async def open_front(**app_options: Any) -> AsyncIterator[Front]:
+    """A front that has left nothing behind in its engine when it closes."""
+    front = Front(**app_options)
+    try:
+        yield front
+        assert front.engine.num_jobs == 0
+    finally:
+        await front.http.aclose()
