@@ -1,0 +1,81 @@
+"""The HTTP side of the process: the listening socket, and uvicorn told to stop by us instead of by signals."""
+
+import asyncio
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import uvicorn
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+_BACKLOG = 2048
+_KEEP_ALIVE_SECONDS = 75  # longer than the usual proxy's 60, so that it is the proxy that closes idle connections
+_GRACE_SECONDS = 10  # what requests in flight get to finish when the server stops
+
+
+def open_listener(host: str, port: int) -> socket.socket:
+    """Listen on a port from now on; connections wait in the backlog until the server accepts them.
+
+    Raises:
+        OSError: the address cannot be used; the message says why and what to do.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+    except OSError as error:
+        known = error.errno is not None and error.errno > 0  # look-up failures have numbers and words of their own
+        reason = (os.strerror(error.errno or 0) if known else str(error.strerror)).lower()
+        raise OSError(f"cannot listen on {host} port {port}: {reason}; choose another --port or --host") from error
+
+
+def url_of(listener: socket.socket) -> str:
+    """Where a client on this machine reaches the listener."""
+    host, port = listener.getsockname()[:2]
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn on an open socket, without its signal handlers and without ten wake-ups a second."""
+
+    def __init__(self, app: "ASGIApp", listener: socket.socket, *, debug: bool) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                log_config=None,
+                access_log=debug,
+                server_header=False,
+                timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+                backlog=_BACKLOG,
+            )
+        )
+        self._listener = listener
+        self._stopping = asyncio.Event()
+
+    async def run_until_stopped(self) -> None:
+        """Serve; returns when `stop` was called and the requests in flight have ended or had their time."""
+        await self.serve(sockets=[self._listener])
+
+    def stop(self) -> None:
+        """Accept nothing more and finish; a second call gives up on requests in flight."""
+        self.force_exit = self.should_exit
+        self.should_exit = True
+        self._stopping.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Signals are handled by the whole process, which has a worker to stop too."""
+        yield
+
+    async def main_loop(self) -> None:
+        """Sleep until stopped, waking once a second to renew the Date header."""
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), 1.0)

@@ -1,0 +1,197 @@
+"""Everything `penstock serve` can be told, and the one order in which flags, environment, file and defaults win.
+
+A setting called `max_num_seqs` is the flag `--max-num-seqs`, the environment variable `PENSTOCK_MAX_NUM_SEQS` and the
+key `max_num_seqs` of the TOML file that `--config` names. A flag wins over the environment, that over the file, that
+over the default. 0 or the empty string, where it is the default, means that Penstock decides.
+"""
+
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import platformdirs
+from pydantic import ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic.fields import FieldInfo
+from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
+
+from penstock.scheduler.config import DeviceName, DtypeName, EngineConfig
+
+LogLevel = Literal["debug", "info", "warning", "error"]
+ENVIRONMENT_PREFIX = "PENSTOCK_"
+
+
+class SettingsError(ValueError):
+    """Settings that cannot be used; the message has one line for each thing that is wrong."""
+
+
+def _metavar(text: str) -> dict[str, Any]:
+    """What stands for the setting's value in the help."""
+    return {"metavar": text}
+
+
+class Settings(BaseSettings):
+    """The settings of one server; build them with `load_settings`, whose errors are fit for people.
+
+    Each description is the setting's help; it says what 0 or the empty string means.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=ENVIRONMENT_PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
+
+    models: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        description="what to serve: a starter model, a folder, a .gguf file or a Hugging Face id (owner/name); "
+        "none: both starter models",
+    )
+    config: Path | None = Field(
+        default=None, description="TOML file with any of these settings", json_schema_extra=_metavar("FILE")
+    )
+    host: str = Field(
+        default="127.0.0.1",
+        min_length=1,
+        description="address to listen on; 0.0.0.0 opens the server to the network",
+        json_schema_extra=_metavar("ADDRESS"),
+    )
+    port: int = Field(default=1234, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    served_model_name: str = Field(
+        default="",
+        description="the id that clients use, when one model is served",
+        json_schema_extra=_metavar("NAME"),
+    )
+    device: DeviceName = Field(default="auto", description="where the models run; auto: the GPU if there is one")
+    dtype: DtypeName = Field(
+        default="auto", description="number format of the weights; auto: what suits the model and the device"
+    )
+    max_model_len: int = Field(
+        default=0, ge=0, description="longest prompt and output together, in tokens; 0: what the model allows"
+    )
+    kv_cache_memory: ByteSize = Field(
+        default=ByteSize(0),
+        ge=0,
+        description="memory for the keys and values of all models, such as 2GiB; 0: a share of what is free",
+        json_schema_extra=_metavar("SIZE"),
+    )
+    block_size: int = Field(default=16, ge=8, le=256, description="tokens in one block of that memory, a power of two")
+    max_num_seqs: int = Field(default=256, ge=1, le=8192, description="requests that may run at once")
+    max_num_batched_tokens: int = Field(
+        default=0, ge=0, description="tokens that one step may compute; 0: 512 on a CPU, 8192 on a GPU"
+    )
+    enable_prefix_caching: bool = Field(default=True, description="let requests share the computed parts of prompts")
+    num_threads: int = Field(
+        default=0, ge=0, le=1024, description="CPU threads of one operation; 0: one a physical core"
+    )
+    trust_remote_code: bool = Field(default=False, description="run Python code that comes with a model")
+    home: Path = Field(
+        default_factory=lambda: Path(platformdirs.user_data_dir("penstock")),
+        description="where models and state are kept; without it: the platform's data directory",
+        json_schema_extra=_metavar("FOLDER"),
+    )
+    log_level: LogLevel = Field(default="info", description="least severe messages to log")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags arrive as init arguments; what an earlier source names wins."""
+        return init_settings, env_settings, _FileSource(settings_cls)
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _split_models(cls, value: object) -> object:
+        """An environment variable lists models as a shell does, so that a path may have quoted spaces."""
+        return shlex.split(value) if isinstance(value, str) else value
+
+    @field_validator("port", mode="before")
+    @classmethod
+    def _refuse_service_link(cls, value: object) -> object:
+        if isinstance(value, str) and value.startswith("tcp://"):
+            raise ValueError(
+                "Kubernetes sets PENSTOCK_PORT for a service called penstock; "
+                "set enableServiceLinks: false in the pod, or give --port"
+            )
+        return value
+
+    @field_validator("block_size")
+    @classmethod
+    def _require_power_of_two(cls, value: int) -> int:
+        if value.bit_count() != 1:
+            raise ValueError("must be a power of two, such as 16")
+        return value
+
+    @field_validator("home", "config")
+    @classmethod
+    def _make_absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value is not None else None
+
+    @model_validator(mode="after")
+    def _check_served_model_name(self) -> "Settings":
+        if self.served_model_name and len(self.models) != 1:
+            raise ValueError(f"served_model_name needs exactly one model, but {len(self.models)} are named")
+        return self
+
+    def engine_config(self) -> EngineConfig:
+        """The engine's part of the settings."""
+        return EngineConfig(
+            device=self.device,
+            kv_cache_memory=int(self.kv_cache_memory),
+            block_size=self.block_size,
+            max_num_seqs=self.max_num_seqs,
+            max_num_batched_tokens=self.max_num_batched_tokens,
+            enable_prefix_caching=self.enable_prefix_caching,
+            num_threads=self.num_threads,
+        )
+
+
+class _FileSource(PydanticBaseSettingsSource):
+    """The TOML file that a flag or the environment named."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        """Not used: the file is read as a whole."""
+        raise NotImplementedError
+
+    def __call__(self) -> dict[str, Any]:
+        path = self.current_state.get("config")
+        if path is None:
+            return {}
+        try:
+            content = tomllib.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        except OSError as error:
+            raise SettingsError(f"config: cannot read {path}: {error.strerror}") from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"config: {path} is not TOML: {error}") from error
+        known = self.settings_cls.model_fields.keys() - {"config"}
+        if unknown := content.keys() - known:
+            raise SettingsError(
+                f"config: {path} has unknown keys: {', '.join(sorted(unknown))}; known are: {', '.join(sorted(known))}"
+            )
+        return content
+
+
+def load_settings(flags: dict[str, Any]) -> Settings:
+    """The settings that flags, environment and file add up to.
+
+    Args:
+        flags: setting name to value, of those flags that were given.
+
+    Raises:
+        SettingsError: something is out of range, unknown or unreadable.
+    """
+    try:
+        return Settings(**flags)
+    except ValidationError as error:
+        raise SettingsError("\n".join(_explain(problem) for problem in error.errors())) from error
+
+
+def _explain(problem: Any) -> str:
+    """One line for one of pydantic's complaints: setting, value, reason."""
+    message = str(problem["msg"])
+    own = message.removeprefix("Value error, ")
+    reason = own if own != message else message[0].lower() + message[1:]
+    if not problem["loc"]:
+        return reason
+    return f"{'.'.join(map(str, problem['loc']))} is {problem['input']!r}: {reason}"

@@ -1,0 +1,1 @@
+"""Where models come from: a MODEL argument goes in, a folder in Hugging Face form comes out (`sources`)."""

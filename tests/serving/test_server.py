@@ -1,0 +1,214 @@
+"""The server as a process, with a stub for the device worker: start, table, signals, worker death, exit statuses."""
+
+import json
+import os
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2 as httpx
+import psutil
+import pytest
+from e2e.server_process import ServerProcess
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+STUB = Path(__file__).with_name("stub_worker.py")
+
+# The real command, whose worker is the stub: everything else runs as it is shipped.
+COMMAND = f"""
+import subprocess, sys
+from penstock.scheduler.launch import WorkerProcess, dump_config
+from penstock.serving import cli, server
+
+def start_worker(config):
+    command = [sys.executable, {str(STUB)!r}, dump_config(config)]
+    return WorkerProcess(subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True), config)
+
+server.start_worker = start_worker
+sys.exit(cli.main())
+"""
+
+
+class StubbedServer(ServerProcess):
+    """A server that has the stub as its worker."""
+
+    def __init__(self, model_folders: list[Path], scratch: Path, *arguments: str, timeout: float = 30.0) -> None:
+        super().__init__(
+            [str(folder) for folder in model_folders],
+            home=scratch,
+            arguments=list(arguments),
+            environment={"TMPDIR": str(scratch)},
+            timeout=timeout,
+        )
+        self._command[1:3] = ["-c", COMMAND]
+
+    @property
+    def worker_pid(self) -> int:
+        (worker,) = psutil.Process(self.pid).children()
+        return worker.pid
+
+
+def make_model(folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"architectures": ["LlamaForCausalLM"]}))
+    (folder / "model.safetensors").touch()
+    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate("abcdefg?")}, unk_token="?"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """The server's home and its place for temporary files, empty but for a socket folder while it runs."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    yield folder
+    assert list(folder.iterdir()) == [], "the server left something behind"
+
+
+def complete(server: ServerProcess, model: str, prompt: str = "a", **options: object) -> httpx.Response:
+    body = {"model": model, "prompt": prompt, "max_tokens": 2, **options}
+    return httpx.post(f"{server.base_url}/v1/completions", json=body, timeout=20)
+
+
+def test_a_server_starts_answers_and_ends_on_sigterm(tmp_path: Path, scratch: Path) -> None:
+    model = make_model(tmp_path / "tiny")
+    with StubbedServer([model], scratch, "--block-size", "32", "--max-num-seqs", "9") as server:
+        answer = complete(server, "tiny")
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["choices"][0]["text"].split() == ["b", "c"]
+        assert server.stop(signal.SIGTERM) == 0
+        log = server.log
+    for shown in ("tiny", "cpu", "float32", "1.5 B", "64", "100 × 32 tokens", "9.0"):
+        assert shown in log
+    assert f"curl {server.base_url}/v1/chat/completions" in log
+    assert "Traceback" not in log
+
+
+def test_ctrl_c_ends_it_too_and_the_worker_with_it(tmp_path: Path, scratch: Path) -> None:
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
+        worker = psutil.Process(server.worker_pid)
+        assert server.stop(signal.SIGINT) == 0
+        assert not worker.is_running()
+        assert "Traceback" not in server.log
+
+
+def test_running_requests_finish_when_the_server_stops(tmp_path: Path, scratch: Path) -> None:
+    body = {"model": "tiny", "prompt": "a " * 30, "max_tokens": 2, "stream": True}
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
+        with httpx.stream("POST", f"{server.base_url}/v1/completions", json=body, timeout=20) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: ")
+            server.process.send_signal(signal.SIGTERM)
+            assert [line for line in lines if line][-1] == "data: [DONE]"
+        assert server.stop() == 0
+
+
+def test_a_dead_worker_means_503_and_not_a_dead_server(tmp_path: Path, scratch: Path) -> None:
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
+        os.kill(server.worker_pid, signal.SIGKILL)
+        deadline = time.monotonic() + 10
+        while (answer := httpx.get(f"{server.base_url}/health")).status_code == 200:
+            assert time.monotonic() < deadline, "the death was not noticed"
+        assert answer.status_code == 503
+        answer = complete(server, "tiny")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_dead")
+        assert "was killed by signal 9" in server.log
+        assert server.stop() == 0
+
+
+def test_requests_for_a_loading_model_are_told_to_come_back(tmp_path: Path, scratch: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    server = StubbedServer([make_model(tmp_path / "slow")], scratch, "--port", str(port)).spawn()
+    server.base_url = f"http://127.0.0.1:{port}"
+    seen = []
+    while not seen or seen[-1].status_code == 503:
+        try:
+            seen.append(complete(server, "slow"))
+        except httpx.ConnectError:
+            assert server.process.poll() is None, server.log
+    assert server.stop() == 0
+    assert seen[0].json()["error"]["code"] == "model_loading"
+    assert "retry-after" in seen[0].headers
+    assert seen[-1].status_code == 200
+
+
+def test_a_model_that_fails_leaves_the_others(tmp_path: Path, scratch: Path) -> None:
+    with StubbedServer([make_model(tmp_path / "fails"), make_model(tmp_path / "tiny")], scratch) as server:
+        assert complete(server, "tiny").status_code == 200
+        assert "fails is not served: no such architecture" in server.log
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("fails", "fails cannot be served: no such architecture"),
+        ("crashes", "the device worker .* ended with status 7"),
+    ],
+)
+def test_without_any_model_it_ends_with_status_one(tmp_path: Path, scratch: Path, name: str, words: str) -> None:
+    server = StubbedServer([make_model(tmp_path / name)], scratch).spawn()
+    assert server.process.wait(30) == 1
+    assert re.search(words, server.log)
+    assert "Traceback" not in server.log
+
+
+def test_a_taken_port_is_an_error_before_anything_is_loaded(tmp_path: Path, scratch: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        server = StubbedServer([tmp_path / "no-such-model"], scratch, "--port", str(port)).spawn()
+        assert server.process.wait(30) == 1
+    assert server.log == (
+        f"penstock serve: error: cannot listen on 127.0.0.1 port {port}: address already in use; "
+        "choose another --port or --host\n"
+    )
+
+
+def test_an_unknown_model_is_one_line(scratch: Path) -> None:
+    server = StubbedServer([Path("no-such-model")], scratch).spawn()
+    assert server.process.wait(30) == 1
+    assert server.log.startswith("penstock serve: error: unknown model 'no-such-model'")
+    assert server.log.count("\n") == 1
+
+
+def test_the_worker_outlives_no_killed_server(tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
+        worker = psutil.Process(server.worker_pid)
+        server.stop(signal.SIGKILL)
+        assert psutil.wait_procs([worker], timeout=10)[0] == [worker]
+
+
+def test_a_long_temporary_folder_does_not_break_the_socket(tmp_path: Path) -> None:
+    scratch = tmp_path / ("long" * 30)
+    scratch.mkdir()
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
+        assert complete(server, "tiny").status_code == 200
+
+
+def test_a_served_model_name_replaces_the_folders(tmp_path: Path, scratch: Path) -> None:
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch, "--served-model-name", "gpt-4o") as server:
+        assert [m["id"] for m in httpx.get(f"{server.base_url}/v1/models").json()["data"]] == ["gpt-4o"]
+
+
+def test_an_idle_server_uses_no_processor_time(tmp_path: Path, scratch: Path) -> None:
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
+        process = psutil.Process(server.pid)
+        time.sleep(0.5)  # what starting left to do
+        switches = process.num_ctx_switches().voluntary
+        time.sleep(2)
+        # One wake-up a second renews the Date header; the rest is slack. Polling would show tens.
+        assert process.num_ctx_switches().voluntary - switches < 20
+
+
+def test_the_running_front_has_no_torch(tmp_path: Path, scratch: Path) -> None:
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
+        assert complete(server, "tiny").status_code == 200
+        libraries = {Path(entry.path).name for entry in psutil.Process(server.pid).memory_maps()}
+    assert libraries and not [name for name in libraries if name.startswith("libtorch")]

@@ -1,0 +1,165 @@
+"""From a MODEL argument to a model folder, without network and without conversion."""
+
+import io
+import json
+import os
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+from rich.console import Console
+
+from penstock.scheduler.errors import ModelLoadError
+from penstock.serving.shelf import sources
+from penstock.serving.shelf.sources import ResolvedModel, model_kind, resolve_models
+
+
+def quiet() -> Console:
+    return Console(file=io.StringIO())
+
+
+def make_folder(folder: Path, architecture: str = "LlamaForCausalLM", *files: str) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+    for name in ("model.safetensors", "tokenizer.json", *files):
+        (folder / name).touch()
+    return folder
+
+
+@pytest.fixture
+def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The GGUF files that were converted."""
+    converted: list[Path] = []
+
+    def convert(source: Path, destination: Path) -> None:
+        converted.append(source)
+        make_folder(destination)
+
+    monkeypatch.setattr(sources, "convert_gguf", convert)
+    return converted
+
+
+@pytest.mark.parametrize(
+    ("architecture", "files", "kind"),
+    [
+        ("LlamaForCausalLM", (), "generate"),
+        ("GPT2LMHeadModel", (), "generate"),
+        ("Gemma3ForConditionalGeneration", (), "generate"),
+        ("BertModel", (), "embed"),
+        ("XLMRobertaForMaskedLM", (), "embed"),
+        ("Qwen3ForCausalLM", ("modules.json",), "embed"),
+        ("Qwen3ForCausalLM", ("config_sentence_transformers.json",), "embed"),
+    ],
+)
+def test_the_kind_follows_from_files_and_architecture(
+    tmp_path: Path, architecture: str, files: tuple[str, ...], kind: str
+) -> None:
+    assert model_kind(make_folder(tmp_path / "m", architecture, *files)) == kind
+
+
+def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="BertForSequenceClassification"):
+        model_kind(make_folder(tmp_path / "m", "BertForSequenceClassification"))
+
+
+@pytest.mark.parametrize(("content", "words"), [(None, "cannot read config.json"), ("{", "is not JSON")])
+def test_a_broken_config_is_refused(tmp_path: Path, content: str | None, words: str) -> None:
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelLoadError, match=words):
+        model_kind(tmp_path)
+
+
+def test_a_folder_is_served_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder(tmp_path / "My-Model")
+    monkeypatch.chdir(folder)
+    assert resolve_models(["."], tmp_path, quiet()) == [ResolvedModel("My-Model", folder, "generate")]
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path / "m", "LlamaForCausalLM", "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match="pickled ones can run code"):
+        resolve_models([str(folder)], tmp_path, quiet())
+
+
+def test_a_missing_tokenizer_is_converted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = make_folder(tmp_path / "m")
+    (folder / "tokenizer.json").unlink()
+    converted: list[Path] = []
+    monkeypatch.setattr(sources, "convert_tokenizer", converted.append)
+    resolve_models([str(folder)], tmp_path, quiet())
+    assert converted == [folder]
+
+
+def test_a_gguf_file_is_converted_once_and_again_when_it_changes(tmp_path: Path, conversions: list[Path]) -> None:
+    file = tmp_path / "Tiny.Q8_0.GGUF"
+    file.write_bytes(b"1")
+    (model,) = resolve_models([str(file)], tmp_path / "home", quiet())
+    assert (model.name, model.kind, model.folder.parent) == ("tiny.q8_0", "generate", tmp_path / "home" / "models")
+    assert resolve_models([str(file)], tmp_path / "home", quiet()) == [model]
+    assert conversions == [file]
+    os.utime(file, (1, 1))
+    (changed,) = resolve_models([str(file)], tmp_path / "home", quiet())
+    assert changed.folder != model.folder
+    assert conversions == [file, file]
+
+
+def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(source: Path, destination: Path) -> None:
+        raise ModelLoadError("unknown pre-tokenizer")
+
+    monkeypatch.setattr(sources, "convert_gguf", refuse)
+    (tmp_path / "a.gguf").touch()
+    with pytest.raises(ModelLoadError, match="unknown pre-tokenizer"):
+        resolve_models([str(tmp_path / "a.gguf")], tmp_path, quiet())
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize("argument", ["gpt-5", "/no/such/folder", "no-such.gguf", "", "a/b/c"])
+def test_an_unknown_name_gets_the_list_of_starters(tmp_path: Path, argument: str) -> None:
+    with pytest.raises(ModelLoadError, match=r"unknown model .* smollm2-135m-instruct, all-minilm-l6-v2\."):
+        resolve_models([argument], tmp_path, quiet())
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
+    first, second = make_folder(tmp_path / "1" / "m"), make_folder(tmp_path / "2" / "m")
+    with pytest.raises(ModelLoadError, match="would both be served as 'm'"):
+        resolve_models([str(first), str(second)], tmp_path, quiet())
+
+
+def test_no_argument_means_the_starters(tmp_path: Path) -> None:
+    make_folder(tmp_path / "models" / "smollm2-135m-instruct")
+    make_folder(tmp_path / "models" / "all-minilm-l6-v2", "BertModel")
+    assert [(model.name, model.kind) for model in resolve_models([], tmp_path, quiet())] == [
+        ("smollm2-135m-instruct", "generate"),
+        ("all-minilm-l6-v2", "embed"),
+    ]
+
+
+def test_a_hub_model_is_fetched_once_without_pickles(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[dict[str, object]] = []
+
+    def download(repository: str, **options: object) -> str:
+        calls.append(options)
+        return str(make_folder(tmp_path / "snapshot"))
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    (model,) = resolve_models(["owner/Name-1.5B"], tmp_path, quiet())
+    assert model == ResolvedModel("owner/Name-1.5B", tmp_path / "snapshot", "generate")
+    assert resolve_models(["owner/Name-1.5B"], tmp_path, quiet()) == [model]
+    (options,) = calls
+    patterns = options["allow_patterns"]
+    assert isinstance(patterns, list) and "*.safetensors" in patterns and "*.bin" not in patterns
+
+
+def test_an_interrupted_hub_download_does_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def offline(repository: str, **options: object) -> str:
+        make_folder(tmp_path / "hub" / "snapshot")
+        raise LocalEntryNotFoundError("no connection\nand more words")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    for _ in range(2):
+        with pytest.raises(ModelLoadError, match=r"could not be fetched from the Hub: no connection \(without"):
+            resolve_models(["owner/name"], tmp_path, quiet())
