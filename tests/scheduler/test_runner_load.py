@@ -105,3 +105,33 @@ def test_dtype(
     config = tiny_config("llama", dtype=torch.float16)
     spec = ModelSpec("tiny", "", "generate", dtype=wanted)
     assert choose_dtype(spec, config, torch.device(device)) == expected
+
+
+@pytest.fixture
+def folder_with_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A llama under another name whose classes come with the folder."""
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "cache"))
+    folder = make_tiny("llama", tmp_path / "model")
+    (folder / "configuration_own.py").write_text(
+        "from transformers import LlamaConfig\n\n\nclass OwnConfig(LlamaConfig):\n    model_type = 'own'\n"
+    )
+    (folder / "modeling_own.py").write_text(
+        "from transformers import LlamaForCausalLM\nfrom .configuration_own import OwnConfig\n\n\n"
+        "class OwnForCausalLM(LlamaForCausalLM):\n    config_class = OwnConfig\n"
+    )
+    path = folder / "config.json"
+    auto_map = {"AutoConfig": "configuration_own.OwnConfig", "AutoModelForCausalLM": "modeling_own.OwnForCausalLM"}
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "model_type": "own", "auto_map": auto_map}))
+    return folder
+
+
+def test_code_of_the_folder_needs_trust(folder_with_code: Path) -> None:
+    with pytest.raises(ModelLoadError, match="trust_remote_code"):
+        load(folder_with_code)
+
+
+def test_trusted_code_is_tried_out(folder_with_code: Path) -> None:
+    spec = ModelSpec("tiny", str(folder_with_code), "generate", dtype="float32", trust_remote_code=True)
+    runner = GenerationRunner.load(spec, CONFIG, lambda stage, fraction: None)
+    assert runner.architecture == "OwnForCausalLM"
