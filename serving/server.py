@@ -1,8 +1,8 @@
 """Run one server from settings to exit status: models on the shelf, device worker, HTTP, and an orderly end.
 
-The order is chosen for a short start. The port is taken first, since a port in use makes everything else pointless. Then
-the worker starts, and while it loads, this process imports the web framework and reads the tokenizers. HTTP answers
-from then on; requests for a model that is still loading get a 503 that says when to come back.
+The order is chosen for a short start. The port is taken first, since a port in use makes everything else pointless.
+Then the worker starts, and while it loads, this process imports the web framework and reads the tokenizers. HTTP
+answers from then on; requests for a model that is still loading get a 503 that says when to come back.
 
 This process imports neither torch nor transformers.
 """
