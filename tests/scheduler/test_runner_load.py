@@ -135,3 +135,11 @@ def test_trusted_code_is_tried_out(folder_with_code: Path) -> None:
     spec = ModelSpec("tiny", str(folder_with_code), "generate", dtype="float32", trust_remote_code=True)
     runner = GenerationRunner.load(spec, CONFIG, lambda stage, fraction: None)
     assert runner.architecture == "OwnForCausalLM"
+
+
+def test_warm_up_misses_a_layer(tmp_path: Path) -> None:
+    runner = load(make_tiny("llama", tmp_path))
+    runner._shapes[3] = runner._shapes[0]  # as if a fourth layer had gone around the paged attention
+    runner.allocate_kv_cache(2)
+    with pytest.raises(ModelLoadError, match=r"attended in layers \[0, 1, 2\], but the model has \[0, 1, 2, 3\]"):
+        runner.warm_up()
