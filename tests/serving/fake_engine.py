@@ -1,6 +1,7 @@
 """A scripted engine, a tiny tokenizer and clients for the tests of the HTTP front."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import httpx2
 import numpy as np
 from fastapi import FastAPI
+from openai import AsyncOpenAI
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from penstock.scheduler.messages import (
@@ -24,6 +26,7 @@ from penstock.scheduler.messages import (
 )
 from penstock.serving.app import create_app
 from penstock.serving.engine_client import EngineClient
+from penstock.serving.metrics import Metrics
 from penstock.serving.text.chat_template import ChatTemplate
 from penstock.serving.text.served_model import EmbeddingInputRules, ServedModel
 from penstock.serving.text.tokenizer import TextTokenizer
@@ -137,6 +140,13 @@ class FakeEngine(EngineClient):
         (token_id,) = self.tokenizer.encode("<|im_end|>", add_special_tokens=False)
         return token_id
 
+    @property
+    def job(self) -> Submit:
+        """The only job, which generates."""
+        (job,) = self.jobs
+        assert isinstance(job, Submit)
+        return job
+
     def encode(self, text: str) -> list[int]:
         return self.tokenizer.encode(text, add_special_tokens=False)
 
@@ -218,10 +228,27 @@ class Front:
     def __init__(self, **app_options: Any) -> None:
         self.shelf = tiny_shelf()
         self.engine = FakeEngine(self.shelf[CHAT].tokenizer)
-        self.app: FastAPI = create_app(self.engine, self.shelf, **app_options)
+        self.app = create_app(self.engine, self.shelf, **app_options)
         self.http = httpx2.AsyncClient(
             transport=httpx2.ASGITransport(self.app, raise_app_exceptions=False), base_url="http://front"
         )
+
+    @property
+    def openai(self) -> AsyncOpenAI:
+        """The official client, which checks every answer against OpenAI's types."""
+        return AsyncOpenAI(
+            api_key="none",
+            base_url="http://front/v1",
+            http_client=self.http,
+            max_retries=0,
+            _strict_response_validation=True,
+        )
+
+    def app_metrics(self) -> str:
+        """What /metrics says."""
+        (envelope,) = self.app.user_middleware
+        metrics: Metrics = envelope.kwargs["metrics"]  # type: ignore[assignment]
+        return metrics.exposition().decode()
 
     async def post(self, path: str, body: object) -> httpx2.Response:
         return await self.http.post(path, json=body)
@@ -246,3 +273,69 @@ async def open_front(**app_options: Any) -> AsyncIterator[Front]:
         assert front.engine.num_jobs == 0
     finally:
         await front.http.aclose()
+
+
+def events(response: httpx2.Response) -> list[Any]:
+    """The JSON values of a streamed answer; its last event must be the end mark."""
+    assert response.status_code == 200, response.text
+    assert response.headers["content-type"].startswith("text/event-stream")
+    *framed, done, rest = response.text.split("\n\n")
+    assert (done, rest) == ("data: [DONE]", "")
+    return [json.loads(event.removeprefix("data: ")) for event in framed]
+
+
+def error(response: httpx2.Response, status: int, code: str | None, param: str | None) -> str:
+    """The message of an error answer, after a check of all the rest."""
+    assert response.status_code == status, response.text
+    assert response.headers["x-request-id"]
+    body = response.json()
+    assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
+    assert (body["error"]["code"], body["error"]["param"]) == (code, param), body
+    assert body["error"]["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    message: str = body["error"]["message"]
+    return message
+
+
+class Exchange:
+    """One HTTP exchange at the ASGI border, where the test says when the client goes away."""
+
+    def __init__(self, app: FastAPI, path: str, body: object) -> None:
+        self.sent: list[dict[str, Any]] = []
+        self._incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._incoming.put_nowait({"type": "http.request", "body": json.dumps(body).encode(), "more_body": False})
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": "POST",
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [],
+            "client": ("127.0.0.1", 1),
+            "server": ("front", 80),
+        }
+        self.task = asyncio.create_task(app(scope, self._incoming.get, self._send))  # type: ignore[arg-type]
+
+    async def _send(self, message: dict[str, Any]) -> None:
+        self.sent.append(message)
+
+    def disconnect(self) -> None:
+        self._incoming.put_nowait({"type": "http.disconnect"})
+
+    @property
+    def status(self) -> int | None:
+        return self.sent[0]["status"] if self.sent else None
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the event loop run until the condition holds."""
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.001)

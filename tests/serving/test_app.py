@@ -1,0 +1,116 @@
+"""The routes that need no model: models, health, metrics, the root."""
+
+import subprocess
+import sys
+
+from fake_engine import BARE, CHAT, EMBED, error, open_front
+from prometheus_client.parser import text_string_to_metric_families
+
+from penstock.scheduler.messages import ModelFailed
+
+
+async def test_models_are_listed_with_what_clients_look_for() -> None:
+    async with open_front() as front:
+        del front.engine.models[BARE]
+        listed = (await front.http.get("/v1/models")).json()
+        assert listed["object"] == "list"
+        assert listed["data"][0] == {
+            "id": CHAT,
+            "object": "model",
+            "created": 1_700_000_000,
+            "owned_by": "penstock",
+            "type": "llm",
+            "state": "loaded",
+            "max_model_len": 256,
+        }
+        assert [(m["id"], m["state"], m["type"]) for m in listed["data"][1:]] == [
+            (BARE, "loading", "llm"),
+            (EMBED, "loaded", "embeddings"),
+        ]
+        assert (await front.http.get(f"/v1/models/{CHAT}")).json() == listed["data"][0]
+        error(await front.http.get("/v1/models/owner/unknown"), 404, "model_not_found", "model")
+        assert [m.id async for m in front.openai.models.list()] == [CHAT, BARE, EMBED]
+
+
+async def test_hub_ids_are_found_by_their_path() -> None:
+    async with open_front() as front:
+        front.shelf["owner/name"] = front.shelf[CHAT]
+        assert (await front.http.get("/v1/models/owner/name")).status_code == 200
+        assert (await front.openai.models.retrieve("owner/name")).object == "model"
+
+
+async def test_failed_models_are_not_listed() -> None:
+    async with open_front() as front:
+        front.engine.failed[CHAT] = ModelFailed(CHAT, "broken")
+        ids = [model["id"] for model in (await front.http.get("/v1/models")).json()["data"]]
+        assert CHAT not in ids
+        error(await front.http.get(f"/v1/models/{CHAT}"), 404, "model_not_found", "model")
+
+
+async def test_health_is_200_while_the_worker_lives() -> None:
+    async with open_front() as front:
+        assert (await front.http.get("/health")).json()["status"] == "ok"
+        front.engine.ready.clear()
+        response = await front.http.get("/health")
+        assert response.status_code == 200 and response.json()["status"] == "loading"
+
+
+async def test_probes_by_head() -> None:
+    async with open_front() as front:
+        for path in ("/", "/metrics", "/health"):
+            assert (await front.http.head(path)).status_code == 200
+        assert (await front.http.get("/")).json()["name"] == "penstock"
+
+
+async def test_metrics_show_engine_and_front() -> None:
+    async with open_front() as front:
+        await front.chat()
+        await front.chat(stop="lo wor")
+        await front.embed(input=["a", "b"])
+        await front.http.get("/nowhere")
+        await front.chat(n=0)
+        response = await front.http.get("/metrics")
+        assert response.headers["content-type"].startswith("text/plain; version=0.0.4")
+        samples = {
+            (sample.name, *sorted(sample.labels.values())): sample.value
+            for family in text_string_to_metric_families(response.text)
+            for sample in family.samples
+        }
+        for name, value in [
+            ("vllm:num_requests_running", 1),
+            ("vllm:num_requests_waiting", 2),
+            ("vllm:kv_cache_usage_perc", 0.25),
+            ("vllm:gpu_cache_usage_perc", 0.25),
+            ("vllm:prompt_tokens_total", 40),
+            ("vllm:generation_tokens_total", 7),
+            ("vllm:prefix_cache_queries_total", 40),
+            ("vllm:prefix_cache_hits_total", 10),
+            ("vllm:num_preemptions_total", 3),
+            ("vllm:time_to_first_token_seconds_count", 2),
+            ("vllm:e2e_request_latency_seconds_count", 2),
+        ]:
+            assert samples[name, CHAT] == value, name
+        assert samples["vllm:request_success_total", "stop", CHAT] == 2
+        assert samples["vllm:inter_token_latency_seconds_count", CHAT] >= 2
+        assert samples["vllm:time_per_output_token_seconds_count", CHAT] == 2
+        assert samples["penstock_step_seconds_count",] >= 4
+        assert samples["penstock_embedded_texts_total", EMBED] == 2
+        assert samples["penstock_worker_up",] == 1 and samples["penstock_jobs_in_flight",] == 0
+        assert samples["penstock_http_requests_total", "/v1/chat/completions", "200"] == 2
+        assert samples["penstock_http_requests_total", "/v1/chat/completions", "400"] == 1
+        assert samples["penstock_http_requests_total", "404", "other"] == 1
+
+
+async def test_two_applications_do_not_share_metrics() -> None:
+    async with open_front() as front, open_front() as other:
+        await front.chat()
+        assert "vllm:request_success_total{" not in other.app_metrics()
+        assert "vllm:request_success_total{" in front.app_metrics()
+
+
+def test_front_needs_neither_torch_nor_transformers() -> None:
+    code = (
+        "import sys; import penstock.serving.app; "
+        "sys.exit(bool({'torch', 'transformers', 'sentence_transformers'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, '.dev'); {code}"]).returncode == 0

@@ -1,0 +1,250 @@
+"""The client's end of the wire, against a ROUTER socket that plays the worker."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+import zmq.asyncio
+from fake_engine import CHAT, model_ready, step, until
+
+from penstock.scheduler.errors import EngineDeadError
+from penstock.scheduler.messages import (
+    Cancel,
+    Embed,
+    EmbeddingOutput,
+    Hello,
+    JobError,
+    Message,
+    ModelFailed,
+    ModelLoading,
+    RequestOutput,
+    StepOutputs,
+    Submit,
+    TokenLogprobs,
+    WorkerReady,
+    decode,
+    encode,
+)
+from penstock.scheduler.sampling_params import SamplingParams
+from penstock.serving.engine_client import EngineClient
+from penstock.serving.errors import JobFailedError
+
+
+class Worker:
+    """A ROUTER socket under the test's control."""
+
+    def __init__(self, address: str) -> None:
+        self.context = zmq.asyncio.Context()
+        self.socket = self.context.socket(zmq.ROUTER)
+        self.socket.setsockopt(zmq.LINGER, 0)
+        self.socket.bind(address)
+        self.peer = b""
+
+    async def receive(self) -> Message:
+        async with asyncio.timeout(5):
+            self.peer, *frames = await self.socket.recv_multipart()
+        return decode(frames)
+
+    async def send(self, message: Message) -> None:
+        await self.socket.send_multipart([self.peer, *encode(message)])
+
+    async def is_silent(self) -> bool:
+        return not await self.socket.poll(30)
+
+
+@pytest.fixture
+async def address(tmp_path: Path) -> str:
+    return f"ipc://{tmp_path}/w.sock"
+
+
+@pytest.fixture
+async def worker(address: str) -> AsyncIterator[Worker]:
+    worker = Worker(address)
+    yield worker
+    worker.socket.close()
+    worker.context.term()
+
+
+@pytest.fixture
+async def client(address: str, worker: Worker) -> AsyncIterator[EngineClient]:
+    client = EngineClient(address)
+    await client.start()
+    assert await worker.receive() == Hello()
+    yield client
+    await client.close()
+    assert client.num_jobs == 0
+
+
+def job(name: str = "r") -> Submit:
+    return Submit(name, CHAT, [1, 2], SamplingParams(max_tokens=5, seed=1), 1.0)
+
+
+def tokens(name: str, ids: list[int], reason: str | None = None, **fields: Any) -> StepOutputs:
+    return step(outputs=[RequestOutput(name, ids, finish_reason=reason, **fields)])
+
+
+async def collect(client: EngineClient, job: Submit) -> list[RequestOutput]:
+    return [output async for output in client.generate(job)]
+
+
+async def test_models_arrive_whatever_their_fate(client: EngineClient, worker: Worker) -> None:
+    seen = []
+    client.on_progress = lambda: seen.append((set(client.models), set(client.failed), set(client.loading)))
+    await worker.send(ModelLoading(CHAT, "reading weights", 0.5))
+    await worker.send(model_ready(CHAT))
+    await worker.send(ModelLoading("b", "reading weights", 0.1))
+    await worker.send(ModelFailed("b", "no"))
+    assert not client.ready.is_set()
+    await worker.send(WorkerReady())
+    await asyncio.wait_for(client.ready.wait(), 5)
+    assert client.models == {CHAT: model_ready(CHAT)} and client.failed["b"].message == "no" and not client.loading
+    assert seen[0] == (set(), set(), {CHAT}) and seen[-1] == ({CHAT}, {"b"}, set())
+
+
+async def test_worker_may_bind_after_the_client_connects(address: str) -> None:
+    client = EngineClient(address)
+    await client.start()
+    await asyncio.sleep(0.02)
+    worker = Worker(address)
+    assert await worker.receive() == Hello()
+    await client.close()
+    worker.socket.close()
+    worker.context.term()
+
+
+async def test_outputs_find_their_job(client: EngineClient, worker: Worker) -> None:
+    both = asyncio.gather(collect(client, job("a")), collect(client, job("b")))
+    assert {(await worker.receive()).request_id for _ in range(2)} == {"a", "b"}  # type: ignore[union-attr]
+    steps: list[StepOutputs] = []
+    client.on_step = steps.append
+    outputs = [RequestOutput("a", [1]), RequestOutput("b", [2], finish_reason="length"), RequestOutput("other", [9])]
+    await worker.send(step(outputs=outputs))
+    await worker.send(tokens("a", [3], "stop", stop_token_id=3))
+    first, second = await both
+    assert [token_id for output in first for token_id in output.token_ids] == [1, 3]
+    assert [output.token_ids for output in second] == [[2]]
+    assert len(steps) == 2 and client.stats[CHAT].num_running == 1
+    assert await worker.is_silent()
+
+
+async def test_waiting_outputs_come_as_one(client: EngineClient, worker: Worker) -> None:
+    async with aclosing(client.generate(job())) as outputs:
+        first = asyncio.ensure_future(anext(outputs))
+        await worker.receive()
+        await worker.send(tokens("r", [1], num_cached_tokens=2, logprobs=[TokenLogprobs(-1.0, [], [])]))
+        await first
+        await worker.send(tokens("r", [2], num_cached_tokens=2, logprobs=[TokenLogprobs(-2.0, [], [])]))
+        await worker.send(tokens("r", [3, 4], "stop", stop_token_id=4, logprobs=[TokenLogprobs(-3.0, [], [])] * 2))
+        await worker.send(ModelFailed("mark", ""))
+        await until(lambda: "mark" in client.failed)
+        merged = await anext(outputs)
+        assert (merged.token_ids, merged.finish_reason, merged.stop_token_id) == ([2, 3, 4], "stop", 4)
+        assert merged.num_cached_tokens == 2
+        assert merged.logprobs is not None and [e.logprob for e in merged.logprobs] == [-2.0, -3.0, -3.0]
+        with pytest.raises(StopAsyncIteration):
+            await anext(outputs)
+    assert await worker.is_silent()
+
+
+async def test_leaving_early_cancels(client: EngineClient, worker: Worker) -> None:
+    async with aclosing(client.generate(job())) as outputs:
+        first = asyncio.ensure_future(anext(outputs))
+        await worker.receive()
+        await worker.send(tokens("r", [1]))
+        await first
+    assert await worker.receive() == Cancel(["r"])
+    assert client.num_jobs == 0
+    await worker.send(tokens("r", [2]))  # on its way already: nobody minds
+    assert [out.finish_reason async for out in _answered(client, worker, "s")] == ["stop"]
+
+
+async def _answered(client: EngineClient, worker: Worker, name: str) -> AsyncIterator[RequestOutput]:
+    task = asyncio.ensure_future(collect(client, job(name)))
+    await worker.receive()
+    await worker.send(tokens(name, [1], "stop"))
+    for output in await task:
+        yield output
+
+
+async def test_cancelled_tasks_cancel_their_jobs(client: EngineClient, worker: Worker) -> None:
+    generating = asyncio.ensure_future(collect(client, job("a")))
+    embedding = asyncio.ensure_future(client.embed(Embed("b", "e", [[1]], 1.0)))
+    for task in (generating, embedding):
+        await worker.receive()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+    assert [await worker.receive(), await worker.receive()] == [Cancel(["a"]), Cancel(["b"])]
+
+
+async def test_embeddings_and_their_errors(client: EngineClient, worker: Worker) -> None:
+    for error in (None, JobError("too long", "context_length_exceeded")):
+        task = asyncio.ensure_future(client.embed(Embed("e", "m", [[1]], 1.0)))
+        assert await worker.receive() == Embed("e", "m", [[1]], 1.0)
+        await worker.send(step(embeddings=[EmbeddingOutput("e", 1, b"1234", error)]))
+        if error is None:
+            assert (await task).data == b"1234"
+        else:
+            with pytest.raises(JobFailedError, match="too long"):
+                await task
+
+
+async def test_job_errors_are_raised(client: EngineClient, worker: Worker) -> None:
+    task = asyncio.ensure_future(collect(client, job()))
+    await worker.receive()
+    await worker.send(tokens("r", [], "error", error=JobError("never fits", "context_length_exceeded", "prompt")))
+    with pytest.raises(JobFailedError) as caught:
+        await task
+    assert caught.value.error.param == "prompt"
+    assert await worker.is_silent()
+
+
+async def test_death_ends_every_job_and_refuses_later_ones(client: EngineClient, worker: Worker) -> None:
+    generating = asyncio.ensure_future(collect(client, job("a")))
+    embedding = asyncio.ensure_future(client.embed(Embed("b", "e", [[1]], 1.0)))
+    await worker.receive()
+    await worker.receive()
+    client.mark_dead("exit status 1")
+    client.mark_dead("again")
+    for task in (generating, embedding):
+        with pytest.raises(EngineDeadError, match="exit status 1"):
+            await task
+    with pytest.raises(EngineDeadError):
+        await collect(client, job("c"))
+    with pytest.raises(EngineDeadError):
+        await client.embed(Embed("d", "e", [[1]], 1.0))
+    assert client.death == "exit status 1" and client.num_jobs == 0
+
+
+async def test_what_arrived_before_the_death_is_delivered(client: EngineClient, worker: Worker) -> None:
+    task = asyncio.ensure_future(collect(client, job()))
+    await worker.receive()
+    client._deliver(tokens("r", [1], "stop"))
+    client.mark_dead("exit status 1")
+    assert [output.token_ids for output in await task] == [[1]]
+
+
+async def test_garbage_does_not_stop_the_reader(
+    client: EngineClient, worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    await worker.socket.send_multipart([worker.peer, b"Nonsense", b""])
+    assert [out.finish_reason async for out in _answered(client, worker, "s")] == ["stop"]
+    assert "could not be delivered" in caplog.text
+
+
+async def test_idle_client_does_nothing(client: EngineClient) -> None:
+    calls = 0
+    deliver = client._deliver
+
+    def count(message: Any) -> None:
+        nonlocal calls
+        calls += 1
+        deliver(message)
+
+    client._deliver = count  # type: ignore[method-assign]
+    await asyncio.sleep(0.05)
+    assert calls == 0 and len([t for t in asyncio.all_tasks() if t.get_name() == "engine-client"]) == 1
