@@ -17,7 +17,7 @@ _ids = itertools.count()
 
 def make_engine(folder: Path, num_blocks: int | None = None, **config: object) -> Engine:
     """An fp32 CPU engine with one generation model named "m", and exactly `num_blocks` KV blocks if given."""
-    settings = {"device": "cpu", "max_num_seqs": 16, "kv_cache_memory": 64 << 20, **config}
+    settings = {"device": "cpu", "num_threads": 1, "max_num_seqs": 16, "kv_cache_memory": 64 << 20, **config}
     engine = Engine(EngineConfig(**settings))  # type: ignore[arg-type]
     engine.load(ModelSpec("m", str(folder), "generate", dtype="float32"))
     if num_blocks is not None:
