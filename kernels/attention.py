@@ -1,0 +1,52 @@
+"""Paged attention: the operation that every attention layer of a generating model calls.
+
+Legend: T packed tokens, R requests (rows), H query heads, K kv heads, D head dim (Dv of the values), B blocks, S block
+size.
+"""
+
+import torch
+
+from .attention_batch import AttentionBatch
+from .dispatch import attention_for
+
+__all__ = ["AttentionBatch", "paged_attention"]
+
+
+def paged_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    batch: AttentionBatch,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Store the step's keys and values, then attend causally from each token to its row's keys.
+
+    All keys of the step are stored before any is read, because a row may share blocks that another row fills in the
+    same step.
+
+    Args:
+        query: [T, H, D], positions already applied; H a multiple of K.
+        key: [T, K, D], likewise.
+        value: [T, K, Dv].
+        key_cache: [B, K, S, D], from `empty_kv_cache`; written in place.
+        value_cache: [B, K, S, Dv], likewise.
+        batch: the step's rows.
+        scale: factor of the scores.
+        sliding_window: newest keys a token sees, its own included; None: all.
+        softcap: scores become `softcap * tanh(score / softcap)` (Gemma 2, arXiv 2408.00118); None: they stay.
+        sinks: [H]; one more logit a head in the softmax's denominator, without a value (gpt-oss); None: none.
+
+    Returns:
+        [T, H, Dv] of the query's dtype, contiguous.
+
+    Raises:
+        ValueError: the tensors' shapes or dtypes do not fit each other or the batch.
+    """
+    attend = attention_for(query.device.type)
+    return attend(query, key, value, key_cache, value_cache, batch, scale, sliding_window, softcap, sinks)

@@ -1,0 +1,90 @@
+"""The paged KV cache's memory and the operation that stores a step's keys and values in it.
+
+Legend: T packed tokens, K kv heads, D head dim (Dv of the values), B blocks, S block size.
+"""
+
+import torch
+
+from .checks import check_shape
+from .dispatch import cache_write_for
+
+
+def empty_kv_cache(
+    num_blocks: int,
+    num_kv_heads: int,
+    block_size: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device | str,
+) -> torch.Tensor:
+    """Zero-filled keys or values of `num_blocks` blocks, [B, K, S, D].
+
+    Contiguous on every device: the S keys of one head in one block, a page, are then one run of memory. A GPU reads it
+    as one tile, and a CPU gathers the pages of many requests by copying whole runs, in the order that the matrix
+    product wants. Zeros, because memory that was never written may hold NaN, and a weight of 0 does not remove a NaN.
+    """
+    return torch.zeros(num_blocks, num_kv_heads, block_size, head_dim, dtype=dtype, device=device)
+
+
+def cache_write(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> None:
+    """Store each token's key and value in its slot.
+
+    Args:
+        key: [T, K, D].
+        value: [T, K, Dv].
+        key_cache: [B, K, S, D], written in place.
+        value_cache: [B, K, S, Dv], likewise.
+        slot_mapping: [T] int64, `block * S + offset`; -1: the token is not stored. No slot twice.
+
+    Raises:
+        ValueError: the shapes do not fit each other.
+    """
+    num_tokens, num_kv_heads, head_dim = key.shape
+    check_shape("value", value, (num_tokens, num_kv_heads, None))
+    check_shape("key_cache", key_cache, (None, num_kv_heads, None, head_dim))
+    check_shape("value_cache", value_cache, (*key_cache.shape[:3], value.shape[2]))
+    check_shape("slot_mapping", slot_mapping, (num_tokens,))
+    cache_write_for(key.device.type)(key, value, key_cache, value_cache, slot_mapping)
+
+
+def cache_write_torch(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    slot_mapping: torch.Tensor,
+) -> None:
+    """`cache_write` in torch operations, for the CPU."""
+    stored = slot_mapping >= 0
+    if not bool(stored.all()):
+        key, value, slot_mapping = key[stored], value[stored], slot_mapping[stored]
+    rows = cache_rows(slot_mapping, key_cache.shape[1], key_cache.shape[2])
+    write_rows(key, key_cache, rows)
+    write_rows(value, value_cache, rows)
+
+
+def cache_rows(slot_mapping: torch.Tensor, num_kv_heads: int, block_size: int) -> torch.Tensor:
+    """Where tokens lie in a cache seen as [B * K * S, D]: [T * K] int64, the heads of a token side by side.
+
+    Args:
+        slot_mapping: [T] int64, none negative.
+        num_kv_heads: K.
+        block_size: S.
+    """
+    block, offset = slot_mapping // block_size, slot_mapping % block_size  # [T]
+    heads = torch.arange(num_kv_heads, device=slot_mapping.device)  # [K]
+    rows = (block.unsqueeze(1) * num_kv_heads + heads) * block_size + offset.unsqueeze(1)  # [T, K]
+    return rows.flatten()
+
+
+def write_rows(states: torch.Tensor, cache: torch.Tensor, rows: torch.Tensor) -> None:
+    """Store `states` [T, K, D] in `cache` [B, K, S, D] at `rows` [T * K] of `cache_rows`."""
+    head_dim = cache.shape[-1]
+    # One index into rows of D: a third of the time of an index into blocks and one into offsets.
+    cache.view(-1, head_dim).index_copy_(0, rows, states.reshape(-1, head_dim))

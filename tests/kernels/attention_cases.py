@@ -1,0 +1,153 @@
+"""Batches for the attention tests: random requests over a shuffled cache, and how far an implementation is off."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from penstock.kernels.attention import AttentionBatch
+from penstock.kernels.attention_reference import attend_reference
+from penstock.kernels.cache_write import empty_kv_cache
+
+BLOCK_SIZE = 16
+SPARE_BLOCKS = 3
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of paged attention; `rows` are (context, new tokens), rows of one token first."""
+
+    rows: tuple[tuple[int, int], ...]
+    heads: tuple[int, int, int, int] = (9, 3, 64, 64)  # H, K, D, Dv
+    dtype: torch.dtype = torch.float32
+    window: int | None = None
+    softcap: float | None = None
+    sinks: bool = False
+    shared_blocks: int = 0
+    """All rows start with the blocks of the first, which its own tokens of this step may fill."""
+    skip_every: int = 0
+    """Every so manieth slot is -1, its key already in the cache."""
+
+    def __str__(self) -> str:
+        parts = [",".join(f"{c}+{q}" for c, q in self.rows[:6]), "/".join(map(str, self.heads)), str(self.dtype)[6:]]
+        options = {"window": self.window, "softcap": self.softcap, "sinks": self.sinks, "shared": self.shared_blocks}
+        return " ".join(parts + [f"{name}={value}" for name, value in options.items() if value])
+
+
+@dataclass
+class Inputs:
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    key_cache: torch.Tensor
+    value_cache: torch.Tensor
+    batch: AttentionBatch
+    sinks: torch.Tensor | None
+
+
+def make_inputs(case: Case, device: str = "cpu") -> Inputs:
+    """Fresh tensors of `case`, the same at every call."""
+    num_heads, num_kv_heads, head_dim, value_head_dim = case.heads
+    random = np.random.default_rng(0)
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    num_blocks = [-(-(context + new) // BLOCK_SIZE) for context, new in case.rows]
+    ids = random.permutation(sum(num_blocks) + SPARE_BLOCKS).tolist()
+    tables: list[list[int]] = []
+    for count in num_blocks:
+        tables.append([ids.pop() for _ in range(count)])
+        tables[-1][: case.shared_blocks] = tables[0][: case.shared_blocks]
+    slots = []
+    for (context, new), table in zip(case.rows, tables, strict=True):
+        position = np.arange(context, context + new)
+        slots.append(np.array(table)[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE)
+    slot_mapping = np.concatenate(slots).astype(np.int64)
+    stored = slot_mapping.copy()
+    if case.skip_every:
+        stored[:: case.skip_every] = -1
+    lengths = [context + new for context, new in case.rows]
+    batch = AttentionBatch.build(tables, lengths, [new for _, new in case.rows], stored, BLOCK_SIZE, device)
+
+    total = len(slot_mapping)
+    caches = []
+    for dim in (head_dim, value_head_dim):
+        cache = empty_kv_cache(sum(num_blocks) + SPARE_BLOCKS, num_kv_heads, BLOCK_SIZE, dim, case.dtype, device)
+        caches.append(cache.copy_(normal(*cache.shape)))
+    # Heads first and transposed, as models hand them over.
+    query = normal(num_heads, total, head_dim).to(device, case.dtype).transpose(0, 1)
+    key = normal(num_kv_heads, total, head_dim).to(device, case.dtype).transpose(0, 1)
+    value = normal(num_kv_heads, total, value_head_dim).to(device, case.dtype).transpose(0, 1)
+    sinks = normal(num_heads).to(device) if case.sinks else None
+    return Inputs(query, key, value, caches[0], caches[1], batch, sinks)
+
+
+def run(attend: Callable[..., torch.Tensor], case: Case, device: str = "cpu") -> tuple[torch.Tensor, Inputs]:
+    """Output [T, H, Dv] of an implementation, and the inputs with their caches as it left them."""
+    inputs = make_inputs(case, device)
+    output = attend(
+        inputs.query,
+        inputs.key,
+        inputs.value,
+        inputs.key_cache,
+        inputs.value_cache,
+        inputs.batch,
+        case.heads[2] ** -0.5,
+        case.window,
+        case.softcap,
+        inputs.sinks,
+    )
+    return output, inputs
+
+
+def error(attend: Callable[..., torch.Tensor], case: Case, device: str = "cpu") -> float:
+    """Largest difference from the reference; infinite if the caches, the shape or the layout are wrong."""
+    expected, expected_inputs = run(attend_reference, case, device)
+    output, inputs = run(attend, case, device)
+    if output.shape != expected.shape or output.dtype != case.dtype or not output.is_contiguous():
+        return float("inf")
+    for cache, expected_cache in (
+        (inputs.key_cache, expected_inputs.key_cache),
+        (inputs.value_cache, expected_inputs.value_cache),
+    ):
+        if not torch.equal(cache, expected_cache):
+            return float("inf")
+    difference = (output.float() - expected.float()).abs().max().item()
+    return difference if difference == difference else float("inf")
+
+
+def limit(case: Case) -> float:
+    """Largest error allowed: rounding of the dtype."""
+    return {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}[case.dtype]
+
+
+LENGTHS = (1, 15, 16, 17, 33, 250)
+DECODE = tuple((length - 1, 1) for length in LENGTHS)
+PREFILL = tuple((0, length) for length in LENGTHS if length > 1)
+CHUNKS = ((16, 17), (5, 3), (100, 65), (240, 10))
+MIXED = (*DECODE, *PREFILL, *CHUNKS)
+
+CASES = (
+    Case(DECODE),
+    Case(PREFILL),
+    Case(CHUNKS),
+    Case(MIXED),
+    Case(MIXED, heads=(4, 1, 32, 32)),
+    Case(MIXED, heads=(8, 8, 16, 16)),
+    Case(MIXED, heads=(4, 2, 48, 32)),
+    Case(MIXED, window=16),
+    Case(MIXED, window=1),
+    Case(MIXED, window=100, softcap=2.0, sinks=True),
+    Case(MIXED, softcap=20.0),
+    Case(MIXED, sinks=True),
+    Case(MIXED, sinks=True, heads=(4, 4, 32, 16)),
+    Case(MIXED, skip_every=3),
+    Case(((0, 40), (32, 5), (32, 20)), shared_blocks=2),
+    Case(((40, 1), (0, 1))),
+    Case(MIXED, dtype=torch.bfloat16),
+    Case(DECODE, dtype=torch.bfloat16, heads=(4, 2, 80, 80)),
+    Case(MIXED, dtype=torch.bfloat16, window=33, softcap=5.0, sinks=True, heads=(4, 2, 48, 32)),
+)
