@@ -101,9 +101,9 @@ def wrong_kind(name: str, kind: ModelKind, others: Iterable[str]) -> ApiError:
 
 
 def context_length_exceeded(num_tokens: int, limit: int, what: str, *, param: str) -> ApiError:
-    """400 for an input that is too long; `what` says whose limit it is."""
+    """400 for an input that is too long; `what` says whose limit it is, `num_tokens` how long it is at least."""
     return ApiError(
-        f"The input has {num_tokens} tokens, but {what} takes at most {limit}. Shorten the input.",
+        f"The input has at least {num_tokens} tokens, but {what} takes at most {limit}. Shorten the input.",
         code="context_length_exceeded",
         param=param,
     )

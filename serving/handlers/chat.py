@@ -20,7 +20,7 @@ from .choice import Choice, Delta, TokenEntry
 from .frames import ChunkFrames
 from .generation import Generation, run
 from .logprobs import chat_logprobs
-from .sampling import NO_LIMIT, choice_seed, resolve_sampling, token_room
+from .sampling import NO_LIMIT, choice_seed, resolve_sampling, token_limit, token_room
 from .services import Services
 
 
@@ -39,7 +39,7 @@ class ChatHandler:
         """
         started = time.monotonic()
         served, ready = self.services.find(body.model, "generate")
-        prompt = await _prompt(body, served)
+        prompt = await _prompt(body, served, token_limit(ready))
         sampling = resolve_sampling(
             body,
             served.defaults,
@@ -126,7 +126,7 @@ class ChatHandler:
         yield frames.end()
 
 
-async def _prompt(body: ChatCompletionBody, served: ServedModel) -> list[int]:
+async def _prompt(body: ChatCompletionBody, served: ServedModel, limit: int) -> list[int]:
     template = served.chat_template
     if template is None:
         raise ApiError(
@@ -149,7 +149,7 @@ async def _prompt(body: ChatCompletionBody, served: ServedModel) -> list[int]:
             variables=variables | body.chat_template_kwargs,
         )
         # The template has written the special tokens; the tokenizer would write some of them again.
-        return served.tokenizer.encode(text, add_special_tokens=False)
+        return served.tokenizer.encode(text, limit, add_special_tokens=False)
 
     try:
         prompt = await off_loop(sum(len(message["content"]) for message in messages), render_and_encode)

@@ -19,7 +19,7 @@ from .choice import Choice, Delta, TokenEntry
 from .frames import ChunkFrames
 from .generation import Generation, run
 from .logprobs import completion_logprobs
-from .sampling import check_token_ids, choice_seed, resolve_sampling, token_room
+from .sampling import check_token_ids, choice_seed, resolve_sampling, token_limit, token_room
 from .services import Services
 
 DEFAULT_MAX_TOKENS = 16
@@ -148,7 +148,9 @@ async def _tokenise(body: CompletionBody, served: ServedModel, ready: ModelReady
 
     def encode() -> list[list[int]]:
         return [
-            item if isinstance(item, list) else tokenizer.encode(item, add_special_tokens=body.add_special_tokens)
+            item
+            if isinstance(item, list)
+            else tokenizer.encode(item, token_limit(ready), add_special_tokens=body.add_special_tokens)
             for item in body.prompt
         ]
 

@@ -113,9 +113,13 @@ async def _tokenise(body: EmbeddingBody, served: ServedModel, ready: ModelReady)
             )
         texts.append(rules.prefix + (item.lower() if rules.lower_case else item))
         inputs.append([])
-    encoded = iter(
-        await off_loop(sum(map(len, texts)), lambda: served.tokenizer.encode_batch(texts, max_length=max_length))
-    )
+
+    def encode() -> list[list[int]]:
+        if max_length is None:
+            return served.tokenizer.encode_batch(texts, limit)
+        return served.tokenizer.encode_batch_cut(texts, max_length)
+
+    encoded = iter(await off_loop(sum(map(len, texts)), encode))
     inputs = [tokens or next(encoded) for tokens in inputs]
     for number, tokens in enumerate(inputs):
         if len(tokens) > limit:

@@ -17,18 +17,21 @@ NO_LIMIT = -1
 """LM Studio's `max_tokens: -1`."""
 
 
+def token_limit(ready: ModelReady) -> int:
+    """Tokens that a prompt and its output can have together."""
+    return min(ready.max_model_len, ready.num_kv_blocks * ready.block_size)
+
+
 def token_room(ready: ModelReady, num_prompt_tokens: int, param: str) -> int:
     """Tokens that can be generated after the prompt, at least 1.
 
     Raises:
         ApiError: context_length_exceeded, the prompt leaves no room.
     """
-    cache = ready.num_kv_blocks * ready.block_size
-    limit, what = min(
-        (ready.max_model_len, f"the context of '{ready.name}', prompt and output together,"),
-        (cache, f"the KV cache of '{ready.name}', prompt and output together,"),
-    )
+    limit = token_limit(ready)
     if num_prompt_tokens >= limit:
+        of = "context" if limit == ready.max_model_len else "KV cache"
+        what = f"the {of} of '{ready.name}', prompt and output together,"
         raise context_length_exceeded(num_prompt_tokens, limit, what, param=param)
     return limit - num_prompt_tokens
 

@@ -1,12 +1,10 @@
 """The body of POST /v1/completions."""
 
-from typing import Annotated
-
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from .body import invalid
 from .generation import GenerationBody
-from .inputs import TextOrTokens, check_inputs
+from .inputs import Inputs
 from .other_fields import COMPLETION
 
 MAX_PROMPTS = 1024
@@ -18,8 +16,7 @@ class CompletionBody(GenerationBody):
 
     other_fields = COMPLETION
 
-    prompt: Annotated[list[TextOrTokens], BeforeValidator(check_inputs)]
-    """A string or a list of token ids becomes a list of one."""
+    prompt: Inputs
     echo: bool = False
     logprobs: int | None = Field(default=None, ge=0, le=5)
     add_special_tokens: bool = True

@@ -1,13 +1,13 @@
 """The one shape of what OpenAI lets clients write in four ways: texts, token ids, or lists of either."""
 
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import PlainValidator
 
 from .body import invalid
 
-TextOrTokens = str | list[int]
 
-
-def check_inputs(value: Any) -> Any:
+def _check(value: Any) -> list[str | list[int]]:
     """`value` as a list of texts and token id lists.
 
     Raises:
@@ -33,3 +33,8 @@ def check_inputs(value: Any) -> Any:
 
 def _is_token_ids(value: list[Any]) -> bool:
     return all(type(item) is int and 0 <= item < 2**31 for item in value)
+
+
+# The check is complete, and pydantic's own would walk through every token id once more.
+Inputs = Annotated[list[str | list[int]], PlainValidator(_check)]
+"""Texts and token ids; a single text or list of ids becomes a list of one."""

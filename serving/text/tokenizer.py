@@ -1,7 +1,7 @@
 """A model's tokenizer as the handlers use it: text to ids without stalling the event loop, and ids to text."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,6 +13,10 @@ Result = TypeVar("Result")
 
 INLINE_CHARACTERS = 2048
 """Shorter texts take less than the hop to a thread."""
+_WINDOW = 2**16  # characters that are tokenised at once to count the tokens of a very long text
+_SEAM = 64  # tokens at the end of a cut text that may differ from those of the whole text
+_USUAL_MAX_CHARACTERS = 16  # per token; longer texts are counted before they are tokenised
+_BATCH_CHARACTERS = 2**20  # the library's encodings take a hundred bytes a token until their ids are copied out
 
 
 async def off_loop(num_characters: int, work: Callable[[], Result]) -> Result:
@@ -43,22 +47,59 @@ class TextTokenizer:
             raise FileNotFoundError(f"{path} is missing; models need their tokenizer in this form")
         return cls(Tokenizer.from_file(str(path)))
 
-    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Token ids of a text."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
+    def encode(self, text: str, limit: int, *, add_special_tokens: bool) -> list[int]:
+        """Token ids of a text; of one with far more than `limit` tokens only the beginning, still more than that.
+
+        Tokenising megabytes takes gigabytes, and such a text is refused anyway.
+        """
+        ids: list[int] = self._tokenizer.encode(self._head(text, limit), add_special_tokens=add_special_tokens).ids
         return ids
 
-    def encode_batch(self, texts: Sequence[str], *, max_length: int | None = None) -> list[list[int]]:
-        """Token ids of texts, special tokens included; longer ones keep their first tokens and their special tokens."""
-        if max_length is None:
-            return [encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))]
+    def encode_batch(self, texts: Sequence[str], limit: int) -> list[list[int]]:
+        """Token ids of texts, special tokens included, with `limit` as for `encode`."""
+        heads = (self._head(text, limit) for text in texts)
+        return [encoding.ids for batch in _batches(heads) for encoding in self._tokenizer.encode_batch_fast(batch)]
+
+    def encode_batch_cut(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        """Token ids of texts, cut to `max_length` so that their special tokens, first and last, stay."""
         room = max(0, max_length - self._tokenizer.num_special_tokens_to_add(False))
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        for encoding in encodings:
-            encoding.truncate(room)
-        return [self._tokenizer.post_process(encoding).ids[:max_length] for encoding in encodings]
+        ids = []
+        for batch in _batches(self._head(text, max_length) for text in texts):
+            for encoding in self._tokenizer.encode_batch(batch, add_special_tokens=False):
+                encoding.truncate(room)
+                ids.append(self._tokenizer.post_process(encoding).ids[:max_length])
+        return ids
+
+    def _head(self, text: str, limit: int) -> str:
+        """The text, or its beginning if that has more than `limit` tokens already."""
+        if len(text) <= max(_WINDOW, _USUAL_MAX_CHARACTERS * limit):
+            return text
+        num_tokens = 0
+        for end in range(_WINDOW, len(text), _WINDOW):
+            num_tokens += self._count(text[end - _WINDOW : end])
+            # Cutting a text may add tokens at the seams, so the sum is only a guess.
+            if num_tokens > limit and self._count(text[:end]) > limit + _SEAM:
+                return text[:end]
+        return text
+
+    def _count(self, text: str) -> int:
+        return len(self._tokenizer.encode(text, add_special_tokens=False))
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Text of token ids, special tokens left out."""
         text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
         return text
+
+
+def _batches(texts: Iterable[str]) -> Iterator[list[str]]:
+    """Consecutive texts of bounded size together."""
+    batch: list[str] = []
+    num_characters = 0
+    for text in texts:
+        batch.append(text)
+        num_characters += len(text)
+        if num_characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, num_characters = [], 0
+    if batch:
+        yield batch

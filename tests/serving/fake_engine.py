@@ -137,7 +137,7 @@ class FakeEngine(EngineClient):
 
     @property
     def end_token_id(self) -> int:
-        (token_id,) = self.tokenizer.encode("<|im_end|>", add_special_tokens=False)
+        (token_id,) = self.encode("<|im_end|>")
         return token_id
 
     @property
@@ -148,7 +148,7 @@ class FakeEngine(EngineClient):
         return job
 
     def encode(self, text: str) -> list[int]:
-        return self.tokenizer.encode(text, add_special_tokens=False)
+        return self.tokenizer.encode(text, 10**9, add_special_tokens=False)
 
     def say(self, job: Submit) -> Script:
         """`text` and the end token, cut at max_tokens."""

@@ -49,9 +49,9 @@ def test_embedding_folder(tmp_path: Path) -> None:
 def test_tokenizers_own_truncation_and_padding_are_off(tmp_path: Path) -> None:
     tiny_embedding_tokenizer().save(str(tmp_path / "tokenizer.json"))
     tokenizer = load_served_model("m", "embed", tmp_path).tokenizer
-    short, long = tokenizer.encode_batch(["a", "the fox says hello world"])
+    short, long = tokenizer.encode_batch(["a", "the fox says hello world"], 100)
     assert len(short) == 3 and len(long) > 5
-    assert tokenizer.encode_batch(["the fox says hello world"], max_length=4) == [[*long[:3], long[-1]]]
+    assert tokenizer.encode_batch_cut(["the fox says hello world"], 4) == [[*long[:3], long[-1]]]
 
 
 def test_unusable_folders_say_why(tmp_path: Path) -> None:
