@@ -164,7 +164,7 @@ async def _prompt(body: ChatCompletionBody, served: ServedModel, limit: int) -> 
 
 def _template_message(message: ChatMessage) -> Message:
     """A message as chat templates expect it: one text, tool arguments as objects."""
-    parts = [part.text for part in message.content or ()]
+    parts = [part.text for part in message.content]
     rendered: Message = {
         # "function" is what the role "tool" was called before; templates know the newer name
         "role": "tool" if message.role == "function" else message.role,

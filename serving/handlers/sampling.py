@@ -65,14 +65,13 @@ def resolve_sampling(
             code="integer_above_max_value",
             param="min_tokens",
         )
-    bias = {int(key): value for key, value in body.logit_bias.items()}
-    check_token_ids(bias, ready, "logit_bias")
+    check_token_ids(body.logit_bias, ready, "logit_bias")
     check_token_ids(body.stop_token_ids, ready, "stop_token_ids")
     max_tokens = room if wanted == NO_LIMIT else min(wanted, room)
     return SamplingParams(
         max_tokens=max_tokens,
         seed=random.getrandbits(64) - 2**63 if body.seed is None else body.seed,
-        logit_bias=bias,
+        logit_bias=body.logit_bias,
         repetition_penalty=_first(body.repetition_penalty, body.repeat_penalty, defaults.repetition_penalty),
         presence_penalty=body.presence_penalty,
         frequency_penalty=body.frequency_penalty,

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from .body import RequestBody, invalid
 from .generation import GenerationBody, MaxTokens
@@ -63,18 +63,18 @@ class ChatMessage(RequestBody):
     other_fields = MESSAGE
 
     role: Role
-    content: Annotated[list[ContentPart] | None, BeforeValidator(_as_parts)] = None
+    content: Annotated[list[ContentPart], FailFast(), BeforeValidator(_as_parts)] = Field(default_factory=list)
     """A string becomes one text part."""
     name: str | None = None
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: list[ToolCall] = Field(default_factory=list)
+    tool_calls: Annotated[list[ToolCall], FailFast()] = Field(default_factory=list)
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
     def _has_content(self) -> "ChatMessage":
-        if self.content is None and self.role not in ("assistant", "function"):
+        if not self.content and self.role not in ("assistant", "function"):
             raise invalid("missing_required_parameter", f"a {self.role} message needs content. Send text.", "content")
         return self
 
@@ -84,7 +84,7 @@ class ChatCompletionBody(GenerationBody):
 
     other_fields = CHAT
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1)
     max_completion_tokens: MaxTokens = None
     """Wins over max_tokens."""
     logprobs: bool = False

@@ -1,5 +1,6 @@
 """Turns a pydantic ValidationError into what OpenAI's error body says: message, code and param."""
 
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,8 +55,8 @@ def explain(error: ValidationError) -> Problem:
 
 
 def preview(value: object) -> str:
-    """A value as it may stand in a message: short."""
-    text = repr(value)
+    """A value as it may stand in a message: short, however large it is."""
+    text = reprlib.repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, StringConstraints, field_validator
+from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints
 
 from .body import RequestBody, invalid
+from .explain import preview
 from .other_fields import STREAM_OPTIONS
 
 MAX_CHOICES = 128
@@ -12,6 +13,7 @@ MAX_CHOICES = 128
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
 """Characters. Longer ones would make every token expensive to search."""
+MAX_BIAS = 100
 _MAX_SEED = 2**63
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
@@ -30,6 +32,20 @@ def _check_max_tokens(value: Any) -> Any:
     return value
 
 
+def _check_logit_bias(value: Any) -> dict[int, float]:
+    if not isinstance(value, dict):
+        raise invalid("invalid_type", f'expected an object such as {{"50256": -100}}, but got {preview(value)}.')
+    for key, bias in value.items():
+        if not (key.isascii() and key.isdecimal() and len(key) < 10):
+            raise invalid("invalid_value", f'the key {preview(key)} is not a token id. Send ids such as "50256".')
+        if type(bias) not in (int, float) or not -MAX_BIAS <= bias <= MAX_BIAS:
+            raise invalid(
+                "invalid_value", f"{preview(bias)} is not a number from -{MAX_BIAS} to {MAX_BIAS}. Send one.", key
+            )
+    return {int(key): float(bias) for key, bias in value.items()}
+
+
+LogitBias = Annotated[dict[int, float], PlainValidator(_check_logit_bias)]
 MaxTokens = Annotated[int | None, BeforeValidator(_check_max_tokens)]
 
 
@@ -67,14 +83,6 @@ class GenerationBody(RequestBody):
     repetition_penalty: float | None = Field(default=None, gt=0, le=100)
     repeat_penalty: float | None = Field(default=None, gt=0, le=100)
     """LM Studio's name of repetition_penalty, which wins if both are given."""
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] = Field(default_factory=dict)
+    logit_bias: LogitBias = Field(default_factory=dict)
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)
     cache_salt: str = Field(default="", max_length=256)
-
-    @field_validator("logit_bias")
-    @classmethod
-    def _keys_are_token_ids(cls, value: dict[str, float]) -> dict[str, float]:
-        for key in value:
-            if not (key.isascii() and key.isdecimal() and len(key) < 10):
-                raise invalid("invalid_value", f'the key {key[:40]!r} is not a token id. Send ids such as "50256".')
-        return value

@@ -75,11 +75,14 @@ class TextTokenizer:
         if len(text) <= max(_WINDOW, _USUAL_MAX_CHARACTERS * limit):
             return text
         num_tokens = 0
+        next_check = 0
         for end in range(_WINDOW, len(text), _WINDOW):
             num_tokens += self._count(text[end - _WINDOW : end])
-            # Cutting a text may add tokens at the seams, so the sum is only a guess.
-            if num_tokens > limit and self._count(text[:end]) > limit + _SEAM:
-                return text[:end]
+            if num_tokens > limit and end >= next_check:
+                # Cutting a text may add tokens at the seams, so the sum is only a guess. Doubling bounds the work.
+                if self._count(text[:end]) > limit + _SEAM:
+                    return text[:end]
+                next_check = 2 * end
         return text
 
     def _count(self, text: str) -> int:

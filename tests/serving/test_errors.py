@@ -4,9 +4,12 @@ from typing import Any
 
 import pytest
 from fake_engine import BARE, CHAT, EMBED, error, model_ready, open_front
+from pydantic import ValidationError
 
 from penstock.scheduler.messages import JobError, ModelFailed, ModelLoading, RequestOutput
 from penstock.serving.errors import JobFailedError, translate
+from penstock.serving.protocol.body import RequestBody
+from penstock.serving.protocol.chat import ChatCompletionBody, ChatMessage
 
 PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
 
@@ -84,7 +87,9 @@ CHAT_FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ({"stream_options": {"include_usage": 1}}, "invalid_type", "stream_options.include_usage"),
     ({"stream_options": {"x": 1}}, "unknown_parameter", "stream_options.x"),
     ({"logit_bias": {"a": 1}}, "invalid_value", "logit_bias"),
-    ({"logit_bias": {"1": 101}}, "decimal_above_max_value", "logit_bias.1"),
+    ({"logit_bias": {"1": 101}}, "invalid_value", "logit_bias.1"),
+    ({"logit_bias": {"1": True}}, "invalid_value", "logit_bias.1"),
+    ({"logit_bias": [1]}, "invalid_type", "logit_bias"),
     ({"logit_bias": {"320": 1}}, "invalid_value", "logit_bias"),
     ({"stop_token_ids": [320]}, "invalid_value", "stop_token_ids"),
     ({"top_logprobs": 3}, "invalid_value", "top_logprobs"),
@@ -220,3 +225,25 @@ def test_translation_of_a_job_error() -> None:
     translated = translate(JobFailedError(JobError("m", "c", "p", 503)))
     assert (translated.message, translated.code, translated.param, translated.status) == ("m", "c", "p", 503)
     assert translated.headers["retry-after"]
+
+
+async def test_only_the_first_of_many_faults_is_looked_at() -> None:
+    async with open_front() as front:
+        response = await front.chat(messages=[5] * 300_000)
+        error(response, 400, "invalid_type", "messages.0")
+        response = await front.chat(messages=[{"role": "user", "content": [5] * 300_000}])
+        error(response, 400, "invalid_type", "messages.0.content.0")
+        assert len(error(await front.chat(n=["x" * 10_000] * 100), 400, "invalid_type", "n")) < 200
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (ChatCompletionBody, {"model": "m", "messages": [{}] * 100}),
+        (ChatMessage, {"role": "user", "content": [{}] * 100}),
+    ],
+)
+def test_long_lists_fail_fast(kind: type[RequestBody], body: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as caught:
+        kind.model_validate(body)
+    assert caught.value.error_count() <= 2

@@ -33,7 +33,7 @@ BASES: dict[str, tuple[type, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("path", BASES)
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.data())
 def test_no_body_is_a_fault_of_ours(path: str, data: st.DataObject) -> None:
     kind, base = BASES[path]

@@ -3,7 +3,10 @@
 from typing import Any
 
 import pytest
-from fake_engine import CHAT, events, open_front
+from fake_engine import CHAT, events, open_front, tiny_embedding_tokenizer
+
+from penstock.serving.text.chat_template import ChatTemplate
+from penstock.serving.text.tokenizer import TextTokenizer
 
 
 @pytest.mark.parametrize("prompt", ["hello", ["hello", "fox"], [5, 6, 7], [[5, 6], [7]], ["hello", [5, 6]]])
@@ -99,3 +102,19 @@ async def test_official_client_accepts_the_answer() -> None:
         answer = await front.openai.completions.create(model=CHAT, prompt=["a", "b"], n=2, logprobs=1)
         assert [choice.text for choice in answer.choices] == ["hello world"] * 4
         assert answer.usage is not None and answer.usage.prompt_tokens == 2
+
+
+async def test_begin_tokens_are_written_once() -> None:
+    """The tokenizer adds one to completions; in chats the template has written it already."""
+    async with open_front() as front:
+        tokenizer = TextTokenizer(tiny_embedding_tokenizer())
+        (begin, *_, end) = tokenizer.encode("hi", 100, add_special_tokens=True)
+        template = ChatTemplate("<|endoftext|>{{ messages[0].content }}", {})
+        for name, value in (("tokenizer", tokenizer), ("chat_template", template)):
+            object.__setattr__(front.shelf[CHAT], name, value)
+        await front.chat()
+        await front.complete(prompt="hi")
+        await front.complete(prompt="hi", add_special_tokens=False)
+        chat, completion, bare = (job.prompt_token_ids for job in front.engine.jobs)  # type: ignore[union-attr]
+        assert bare == tokenizer.encode("hi", 100, add_special_tokens=False)
+        assert chat == [begin, *bare] and completion == [begin, *bare, end]
