@@ -1,0 +1,31 @@
+"""The listening socket: what it says when it cannot be had, and the URL that reaches it."""
+
+import socket
+
+import pytest
+
+from penstock.serving.listener import open_listener, url_of
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
+def test_the_url_reaches_the_listener(host: str) -> None:
+    with open_listener(host, 0) as listener:
+        scheme, _, rest = url_of(listener).partition("://")
+        name, _, port = rest.rpartition(":")
+        assert scheme == "http"
+        with socket.create_connection((name.strip("[]"), int(port)), timeout=5):
+            pass
+
+
+def test_an_ipv6_address_is_bracketed() -> None:
+    class Listener:
+        def getsockname(self) -> tuple[str, int, int, int]:
+            return "::", 80, 0, 0
+
+    assert url_of(Listener()) == "http://[::1]:80"  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("host", ["no.such.host.invalid", "203.0.113.7"])
+def test_an_impossible_address_is_named(host: str) -> None:
+    with pytest.raises(OSError, match=rf"cannot listen on {host} port 0: .+; choose another --port or --host"):
+        open_listener(host, 0)
