@@ -79,7 +79,8 @@ def _attend_bucket(
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
     if bucket.mask is not None:
-        scores.view(units, num_heads, length, -1).add_(bucket.mask)
+        masked_keys = bucket.mask.shape[3]
+        scores.view(units, num_heads, length, -1)[..., -masked_keys:].add_(bucket.mask)
     weights = torch.softmax(scores, dim=-1)
     torch.index_select(value_pages, 0, bucket.pages, out=bucket.value_pages)
 

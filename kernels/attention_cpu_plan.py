@@ -23,8 +23,8 @@ from .cache_write import cache_rows
 _MAX_UNIT_TOKENS = 64
 # A bucket costs about 60 microseconds however small it is: as much as this many multiplications of query and key.
 _MAX_WASTE = 2**19
-# Scores or gathered numbers of one bucket: larger ones leave the caches and gain nothing.
-_MAX_ELEMENTS = 2**22
+# Scores or gathered numbers of one bucket: larger buckets leave the processor's caches and gain nothing.
+_MAX_ELEMENTS = 2**20
 
 IntArray = npt.NDArray[np.int64]
 
@@ -49,7 +49,8 @@ class Bucket:
     tokens: slice | torch.Tensor
     """The units' U * q packed tokens: a slice where they lie in a row, else [U * q] int64."""
     pages: torch.Tensor  # [U * K * n] int64: pages of a cache seen as [B * K, S * D]
-    mask: torch.Tensor | None  # [U, 1, q, C]: 0 or -inf, added to the scores; None: every key is seen
+    mask: torch.Tensor | None
+    """[U, 1, q, at most C]: 0 or -inf, added to the scores of the last keys; every earlier key is seen. None: all are."""
     key_pages: torch.Tensor  # [U * K * n, S * D]
     keys_t: torch.Tensor  # [U * K, D, C]: `key_pages` as matrices
     value_pages: torch.Tensor  # [U * K * n, S * Dv]
@@ -181,12 +182,14 @@ def _as_slice(tokens: IntArray) -> slice | torch.Tensor:
 
 
 def _mask(positions: IntArray, key_positions: IntArray, kind: LayerKind) -> torch.Tensor | None:
-    """[U, 1, q, C] from the positions of the units' tokens [U, q] and keys [U, C]."""
+    """The bucket's mask from the positions of the units' tokens [U, q] and keys [U, C]."""
     query, key = positions[:, :, None], key_positions[:, None, :]
     hidden = key > query
     if kind.sliding_window is not None:
         hidden |= key <= query - kind.sliding_window
-    if not hidden.any():
+    columns = np.flatnonzero(hidden.any(axis=(0, 1)))
+    if not len(columns):
         return None
+    hidden = hidden[:, :, columns[0] :]
     mask = torch.zeros(hidden.shape, dtype=kind.dtype).masked_fill_(torch.from_numpy(hidden), -torch.inf)
     return mask.unsqueeze(1)

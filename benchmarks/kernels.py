@@ -1,0 +1,172 @@
+"""Times the kernels on this machine's device against their plain references.
+
+Each measurement walks through the caches of several layers, as a model does: a single layer's cache would stay in the
+processor's own and look faster than it is. The best of many calls is reported, because other work only ever adds time.
+"""
+
+import argparse
+import json
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from penstock.kernels.attention import AttentionBatch, paged_attention
+from penstock.kernels.attention_reference import attend_reference, cache_write_reference
+from penstock.kernels.cache_write import cache_write, empty_kv_cache
+
+NUM_LAYERS = 4
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One step: `rows` requests of `context` cached tokens and `new_tokens` to compute."""
+
+    name: str
+    rows: int
+    context: int
+    new_tokens: int
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """Microseconds of one call, and the keys and values that it reads or writes a second."""
+
+    operation: str
+    workload: str
+    microseconds: float
+    reference_microseconds: float
+    gigabytes_per_second: float
+
+
+WORKLOADS = [
+    Workload(f"decode {rows} x {length}", rows, length - 1, 1) for length in (128, 320, 2048) for rows in (1, 8, 32)
+]
+WORKLOADS += [
+    Workload("prefill 8 x 64", 8, 0, 64),
+    Workload("prefill 1 x 512", 1, 0, 512),
+    Workload("prefill 1 x 512 after 1536", 1, 1536, 512),
+]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--heads", type=int, default=9, help="query heads")
+    parser.add_argument("--kv-heads", type=int, default=3)
+    parser.add_argument("--head-dim", type=int, default=64)
+    parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--seconds", type=float, default=0.3, help="time for each measurement")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here too")
+    arguments = parser.parse_args()
+    print(f"{describe(arguments.device)}; {' '.join(sys.argv)}\n")
+    print(f"{'operation':<16} {'workload':<28} {'us':>10} {'reference us':>13} {'GB/s':>8}")
+    results = []
+    with torch.inference_mode():
+        for workload in WORKLOADS:
+            for result in measure(workload, arguments):
+                results.append(result)
+                print(
+                    f"{result.operation:<16} {result.workload:<28} {result.microseconds:>10.1f} "
+                    f"{result.reference_microseconds:>13.1f} {result.gigabytes_per_second:>8.1f}"
+                )
+    if arguments.json:
+        report = {
+            "command": sys.argv,
+            "machine": describe(arguments.device),
+            "results": [asdict(result) for result in results],
+        }
+        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+def describe(device: str) -> str:
+    if device == "cuda":
+        return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
+    return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+
+
+def measure(workload: Workload, arguments: argparse.Namespace) -> list[Measurement]:
+    dtype, device, block_size = getattr(torch, arguments.dtype), arguments.device, arguments.block_size
+    num_kv_heads, head_dim = arguments.kv_heads, arguments.head_dim
+    seq_len = workload.context + workload.new_tokens
+    blocks_per_row = -(-seq_len // block_size)
+    num_blocks = workload.rows * blocks_per_row
+    tables = np.random.default_rng(0).permutation(num_blocks).reshape(workload.rows, blocks_per_row)
+    position = np.arange(workload.context, seq_len)
+    slots = tables[:, position // block_size] * block_size + position % block_size
+    batch = AttentionBatch.build(
+        tables.tolist(),
+        [seq_len] * workload.rows,
+        [workload.new_tokens] * workload.rows,
+        slots.ravel().astype(np.int64),
+        block_size,
+        device,
+    )
+    caches = [
+        tuple(empty_kv_cache(num_blocks, num_kv_heads, block_size, head_dim, dtype, device).normal_() for _ in "kv")
+        for _ in range(NUM_LAYERS)
+    ]
+    num_tokens = slots.size
+    query = torch.randn(num_tokens, arguments.heads, head_dim, dtype=dtype, device=device)
+    key, value = (torch.randn(num_tokens, num_kv_heads, head_dim, dtype=dtype, device=device) for _ in "kv")
+    scale = head_dim**-0.5
+
+    def fast(layer: int) -> None:
+        paged_attention(query, key, value, *caches[layer], batch, scale=scale)
+
+    def plain(layer: int) -> None:
+        attend_reference(query, key, value, *caches[layer], batch, scale)
+
+    def write(layer: int) -> None:
+        cache_write(key, value, *caches[layer], batch.slot_mapping)
+
+    def plain_write(layer: int) -> None:
+        cache_write_reference(key, value, *caches[layer], batch.slot_mapping)
+
+    token_bytes = 2 * num_kv_heads * head_dim * dtype.itemsize
+    results = []
+    for operation, function, reference, tokens in (
+        ("paged_attention", fast, plain, workload.rows * seq_len),
+        ("cache_write", write, plain_write, num_tokens),
+    ):
+        seconds = best(function, device, arguments.seconds)
+        reference_seconds = best(reference, device, 0.0)
+        bandwidth = tokens * token_bytes / seconds / 1e9
+        results.append(Measurement(operation, workload.name, seconds * 1e6, reference_seconds * 1e6, bandwidth))
+    return results
+
+
+def best(function: Callable[[int], None], device: str, seconds: float) -> float:
+    """Seconds of one call: the best of those that fit into `seconds`, at least one.
+
+    On a GPU several calls are timed at once, so that launching them is not what is measured.
+    """
+    calls = 20 if device == "cuda" and seconds else 1
+    function(0)
+    fastest, end, layer = float("inf"), time.perf_counter() + seconds, 0
+    while True:
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(calls):
+            layer = (layer + 1) % NUM_LAYERS
+            function(layer)
+        synchronize(device)
+        now = time.perf_counter()
+        fastest = min(fastest, (now - start) / calls)
+        if now >= end:
+            return fastest
+
+
+def synchronize(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+if __name__ == "__main__":
+    main()
