@@ -140,6 +140,15 @@ class EngineClient:
         for embedding in self._embeddings.values():
             embedding.fail(error)
 
+    def check_alive(self) -> None:
+        """Refuse to go on without a worker.
+
+        Raises:
+            EngineDeadError: the worker is gone.
+        """
+        if self._death is not None:
+            raise self._dead_error()
+
     async def generate(self, job: Submit) -> AsyncGenerator[RequestOutput]:
         """Run a generation job; outputs that wait together come as one.
 
@@ -186,8 +195,7 @@ class EngineClient:
             self._drop(job.request_id, self._embeddings, cancel=not finished)
 
     def _open(self, request_id: str, mailbox: "_Mailbox[_T]", mailboxes: "dict[str, _Mailbox[_T]]") -> None:
-        if self._death is not None:
-            raise self._dead_error()
+        self.check_alive()
         assert request_id not in mailboxes, f"two jobs with the id {request_id}"
         mailboxes[request_id] = mailbox
 

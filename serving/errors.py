@@ -4,7 +4,6 @@ Everything else raises typed errors and knows nothing of bodies. The body is alw
 `{"error": {"message", "type", "param", "code"}}`; bad requests are 400, never 422, which many clients retry.
 """
 
-import asyncio
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 
@@ -125,8 +124,6 @@ def translate(error: Exception) -> ApiError:
             return ApiError(str(error), status=503, code="engine_dead")
         case HTTPException():
             return _of_http_exception(error)
-        case asyncio.TimeoutError():
-            return ApiError("The server did not answer in time. Try again.", status=503, code="timeout")
         case _:
             return ApiError(
                 "The server had an internal error. The log names it under this answer's x-request-id.",

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from penstock.scheduler.config import ModelKind
-from penstock.scheduler.errors import EngineDeadError
 from penstock.scheduler.messages import ModelReady
 
 from ..engine_client import EngineClient
@@ -33,8 +32,7 @@ class Services:
             raise model_not_found(name, self.shelf)
         if served.kind != kind:
             raise wrong_kind(name, served.kind, [other for other, m in self.shelf.items() if m.kind == kind])
-        if self.engine.death is not None:
-            raise EngineDeadError(f"The device worker is gone ({self.engine.death}). Try again when it is back.")
+        self.engine.check_alive()
         if (failed := self.engine.failed.get(name)) is not None:
             raise ApiError(
                 f"The model '{name}' could not be loaded: {failed.message}", status=503, code="model_load_failed"
