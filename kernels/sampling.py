@@ -128,7 +128,7 @@ def draw_filtered(logits: torch.Tensor, params: FilteredDraw, num_candidates: in
     cumulative = weights.cumsum(dim=1, dtype=torch.float64)
 
     rank = torch.arange(num_candidates, device=logits.device)
-    all_mass = _weights(logits, maximum, temperature).sum(dim=1, dtype=torch.float64)
+    all_mass = _chunk_sums(_chunked(_weights(logits, maximum, temperature))).sum(dim=1)
     top_k_mass = cumulative.gather(1, (top_k.clamp(max=num_candidates) - 1).unsqueeze(1)).squeeze(1)
     mass = torch.where(top_k <= num_candidates, top_k_mass, all_mass)  # [R]
     before = functional.pad(cumulative, (1, -1))  # mass of the likelier tokens
@@ -190,18 +190,32 @@ def _weights(logits: torch.Tensor, maximum: torch.Tensor, temperature: torch.Ten
 def _pick(weights: torch.Tensor, uniforms: torch.Tensor) -> torch.Tensor:
     """The index in each row of `weights` [R, N] at which the running sum passes `uniforms` [R] of the total.
 
-    Never an index of weight 0, unless all are; then 0. Sums are float64 and in two levels: a float32 running sum over a
-    large vocabulary loses the unlikely tokens of its far end, and the parallel one of a GPU need not even be monotone.
+    Never an index of weight 0, unless all are; then 0. The running sums are float64 and in two levels: a float32 one
+    over a large vocabulary loses the unlikely tokens of its far end, and a GPU's parallel one need not be monotone.
     """
-    num_rows, num_weights = weights.shape
-    padded = functional.pad(weights, (0, -num_weights % _CHUNK)) if num_weights % _CHUNK else weights
-    chunks = padded.view(num_rows, -1, _CHUNK)  # [R, C, 256]
-    sums = chunks.sum(dim=2, dtype=torch.float64)  # [R, C]
+    chunks = _chunked(weights)  # [R, C, 256]
+    sums = _chunk_sums(chunks)  # [R, C]
     target = uniforms * sums.sum(dim=1)  # [R]
     chunk, before = _first_beyond(sums, target)
-    inside = chunks[torch.arange(num_rows, device=weights.device), chunk].double()  # [R, 256]
+    inside = chunks[torch.arange(len(weights), device=weights.device), chunk].double()  # [R, 256]
     index, _ = _first_beyond(inside, target - before)
     return chunk * _CHUNK + index
+
+
+def _chunked(weights: torch.Tensor) -> torch.Tensor:
+    """[R, N] as [R, C, 256], zeros at the end."""
+    missing = -weights.shape[1] % _CHUNK
+    padded = functional.pad(weights, (0, missing)) if missing else weights
+    return padded.view(len(weights), -1, _CHUNK)
+
+
+def _chunk_sums(chunks: torch.Tensor) -> torch.Tensor:
+    """[R, C, 256] float32 to [R, C] float64.
+
+    One chunk is summed in float32, which is right to 1e-7 of the total: summing in float64 converts every weight first,
+    and that takes as long as all the exponentials.
+    """
+    return chunks.sum(dim=2).double()
 
 
 def _first_beyond(masses: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
