@@ -50,7 +50,7 @@ class Bucket:
     """The units' U * q packed tokens: a slice where they lie in a row, else [U * q] int64."""
     pages: torch.Tensor  # [U * K * n] int64: pages of a cache seen as [B * K, S * D]
     mask: torch.Tensor | None
-    """[U, 1, q, at most C]: 0 or -inf, added to the scores of the last keys; every earlier key is seen. None: all are."""
+    """[U, 1, q, at most C]: 0 or -inf, added to the scores of the last keys; earlier ones are seen. None: all are."""
     key_pages: torch.Tensor  # [U * K * n, S * D]
     keys_t: torch.Tensor  # [U * K, D, C]: `key_pages` as matrices
     value_pages: torch.Tensor  # [U * K * n, S * Dv]
