@@ -23,7 +23,8 @@ def resolve(config: EngineConfig) -> EngineConfig:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     step_tokens = config.max_num_batched_tokens or (_GPU_STEP_TOKENS if name == "cuda" else _CPU_STEP_TOKENS)
-    num_threads = config.num_threads or _num_physical_cores()
+    # torch's own number is what OMP_NUM_THREADS says, if it is set.
+    num_threads = config.num_threads or min(torch.get_num_threads(), _num_usable_cores())
     torch.set_num_threads(num_threads)
     return replace(
         config,
@@ -56,11 +57,15 @@ def _available_memory() -> int:
     return available
 
 
-def _num_physical_cores() -> int:
-    """Cores this process may run on, hyper-threads counted once where the kernel tells."""
+def _num_usable_cores() -> int:
+    """Cores this process may run on, hyper-threads counted once, within the container's quota if there is one."""
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
     cores = set()
     for cpu in cpus:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.add(siblings.read_text().strip() if siblings.exists() else str(cpu))
-    return max(1, len(cores))
+    num_cores = len(cores)
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists() and (fields := quota.read_text().split())[0] != "max":
+        num_cores = min(num_cores, -(-int(fields[0]) // int(fields[1])))
+    return max(1, num_cores)

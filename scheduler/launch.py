@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -48,7 +47,7 @@ class WorkerProcess:
     def stop(self, timeout: float = 10.0) -> int:
         """Ask it to end, wait, and kill it after `timeout` seconds. Returns its exit status."""
         if self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM)
+            self.process.terminate()
             try:
                 self.process.wait(timeout)
             except subprocess.TimeoutExpired:

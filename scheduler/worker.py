@@ -8,6 +8,7 @@ process that started it is gone.
 """
 
 import logging
+import os
 import signal
 import sys
 from collections import defaultdict
@@ -43,7 +44,8 @@ logger = logging.getLogger(__name__)
 class Worker:
     """Joins the engine to the socket of the API processes."""
 
-    def __init__(self, config: WorkerConfig) -> None:
+    def __init__(self, config: WorkerConfig, signals: int) -> None:
+        """`signals` is a file descriptor that becomes readable when a signal has come."""
         self.config = config
         self.engine = Engine(config.engine)
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
@@ -55,6 +57,7 @@ class Worker:
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(sys.stdin.fileno(), zmq.POLLIN)
+        self._poller.register(signals, zmq.POLLIN)
         self._clients: set[bytes] = set()
         self._client_of: dict[str, bytes] = {}  # request id -> API process
         self._model_states: dict[str, ModelLoading | ModelReady | ModelFailed] = {}
@@ -190,9 +193,7 @@ class Worker:
         self._clients.discard(client)
         abandoned = [request_id for request_id, owner in self._client_of.items() if owner == client]
         logger.warning("an API process is gone; its %d jobs are cancelled", len(abandoned))
-        for request_id in abandoned:
-            del self._client_of[request_id]
-            self.engine.cancel(request_id)
+        self._cancel(abandoned)
 
 
 def main() -> None:
@@ -205,9 +206,18 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, end)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the front's: it stops this process in order
-    worker = Worker(config)
-    worker.load_models()
-    worker.run()
+    # A signal may arrive in one of OpenMP's threads and would then not wake this one from its poll.
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    signal.set_wakeup_fd(writer)
+    try:
+        worker = Worker(config, reader)
+        worker.load_models()
+        worker.run()
+    except SystemExit:
+        logger.info("ended by SIGTERM")
+    logging.shutdown()
+    os._exit(0)  # taking the interpreter and gigabytes of tensors down in order takes seconds and helps nobody
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from penstock.scheduler.config import EngineConfig
 def test_automatic_values_are_filled_in() -> None:
     config = device.resolve(EngineConfig(device="cpu", max_num_seqs=1000))
     assert config.device == "cpu"
-    assert config.num_threads == torch.get_num_threads() >= 1
+    assert 1 <= config.num_threads == torch.get_num_threads()
     assert config.max_num_seqs == config.max_num_batched_tokens == 512
 
 

@@ -3,7 +3,7 @@
 import os
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,14 @@ import psutil
 import pytest
 import zmq
 from engine_harness import Oracle
+from starter_models import minilm_folder
 from tiny_models import make_tiny
 
 from penstock.scheduler.config import EngineConfig, ModelSpec, WorkerConfig
 from penstock.scheduler.launch import WorkerProcess, dump_config, load_config, start_worker
 from penstock.scheduler.messages import (
     Cancel,
+    Embed,
     Hello,
     Message,
     ModelFailed,
@@ -31,6 +33,7 @@ from penstock.scheduler.messages import (
 from penstock.scheduler.sampling_params import SamplingParams
 
 PROMPT = [50, 60, 70, 80, 90]
+Connect = Callable[[str], "Client"]
 
 
 class Client:
@@ -41,13 +44,18 @@ class Client:
         self.socket.setsockopt(zmq.LINGER, 0)
         self.socket.setsockopt(zmq.RCVTIMEO, 60_000)
         self.socket.connect(address)
+        self.num_running = 0
+        """Of model "m", as the last step told."""
         self.send(Hello())
 
     def send(self, message: Message) -> None:
         self.socket.send_multipart(encode(message))
 
     def receive(self) -> Message:
-        return decode(self.socket.recv_multipart())
+        message = decode(self.socket.recv_multipart())
+        if isinstance(message, StepOutputs):
+            self.num_running = message.stats["m"].num_running if "m" in message.stats else 0
+        return message
 
     def until_ready(self) -> list[Message]:
         messages = [self.receive()]
@@ -62,6 +70,20 @@ class Client:
             assert isinstance(message, StepOutputs)
             outputs += [output for output in message.outputs if output.request_id == request_id]
         return outputs
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Makes clients and closes them after the test."""
+    clients: list[Client] = []
+
+    def make(address: str) -> Client:
+        clients.append(Client(address))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.socket.close()
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +112,9 @@ def test_the_configuration_survives_the_command_line(worker: WorkerProcess) -> N
     assert load_config(dump_config(worker.config)) == worker.config
 
 
-def test_it_tells_which_models_are_ready_and_which_failed(worker: WorkerProcess) -> None:
+def test_it_tells_which_models_are_ready_and_which_failed(connect: Connect, worker: WorkerProcess) -> None:
     states = {
-        message.name: message for message in Client(worker.config.address).until_ready() if hasattr(message, "name")
+        message.name: message for message in connect(worker.config.address).until_ready() if hasattr(message, "name")
     }
     ready, failed = states["m"], states["gone"]
     assert isinstance(ready, ModelReady)
@@ -102,8 +124,8 @@ def test_it_tells_which_models_are_ready_and_which_failed(worker: WorkerProcess)
     assert failed.message
 
 
-def test_two_api_processes_get_their_own_tokens(worker: WorkerProcess, folder: Path) -> None:
-    one, two = Client(worker.config.address), Client(worker.config.address)
+def test_two_api_processes_get_their_own_tokens(connect: Connect, worker: WorkerProcess, folder: Path) -> None:
+    one, two = connect(worker.config.address), connect(worker.config.address)
     for client in (one, two):
         client.until_ready()
     one.send(greedy("one"))
@@ -115,8 +137,8 @@ def test_two_api_processes_get_their_own_tokens(worker: WorkerProcess, folder: P
         assert outputs[-1].timings is not None
 
 
-def test_a_refused_job_and_a_broken_frame_hurt_nobody(worker: WorkerProcess) -> None:
-    client = Client(worker.config.address)
+def test_a_refused_job_and_a_broken_frame_hurt_nobody(connect: Connect, worker: WorkerProcess) -> None:
+    client = connect(worker.config.address)
     client.until_ready()
     client.socket.send_multipart([b"Submit", b"\xc1"])
     client.socket.send_multipart([b"alone"])
@@ -128,8 +150,8 @@ def test_a_refused_job_and_a_broken_frame_hurt_nobody(worker: WorkerProcess) -> 
     assert client.outputs_until_end("next")[-1].error is None
 
 
-def test_a_cancelled_job_gives_its_blocks_back(worker: WorkerProcess) -> None:
-    client = Client(worker.config.address)
+def test_a_cancelled_job_gives_its_blocks_back(connect: Connect, worker: WorkerProcess) -> None:
+    client = connect(worker.config.address)
     client.until_ready()
     client.send(greedy("long", max_tokens=400))
     message = client.receive()
@@ -141,8 +163,8 @@ def test_a_cancelled_job_gives_its_blocks_back(worker: WorkerProcess) -> None:
         message = client.receive()
 
 
-def test_jobs_of_an_api_process_that_is_gone_are_dropped(worker: WorkerProcess) -> None:
-    leaver, stayer = Client(worker.config.address), Client(worker.config.address)
+def test_jobs_of_an_api_process_that_is_gone_are_dropped(connect: Connect, worker: WorkerProcess) -> None:
+    leaver, stayer = connect(worker.config.address), connect(worker.config.address)
     for client in (leaver, stayer):
         client.until_ready()
     leaver.send(greedy("orphan", max_tokens=500))
@@ -150,13 +172,12 @@ def test_jobs_of_an_api_process_that_is_gone_are_dropped(worker: WorkerProcess) 
     leaver.socket.close()
     stayer.send(greedy("mine"))
     stayer.outputs_until_end("mine")
-    message = stayer.receive()
-    while not (isinstance(message, StepOutputs) and message.stats["m"].num_running == 0):
-        message = stayer.receive()
+    while stayer.num_running > 0:
+        stayer.receive()
 
 
-def test_it_uses_no_processor_time_without_work(worker: WorkerProcess) -> None:
-    client = Client(worker.config.address)
+def test_it_uses_no_processor_time_without_work(connect: Connect, worker: WorkerProcess) -> None:
+    client = connect(worker.config.address)
     client.until_ready()
     client.send(greedy("busy"))
     client.outputs_until_end("busy")
@@ -168,31 +189,28 @@ def test_it_uses_no_processor_time_without_work(worker: WorkerProcess) -> None:
 
 
 @pytest.mark.parametrize("how", ["SIGTERM", "standard input closes"])
-def test_it_ends_by_itself(folder: Path, tmp_path: Path, how: str) -> None:
+def test_it_ends_by_itself(connect: Connect, tmp_path: Path, how: str) -> None:
     config = WorkerConfig(f"ipc://{tmp_path / 'w.sock'}", EngineConfig(device="cpu", kv_cache_memory=1 << 20), ())
     process = start_worker(config)
-    Client(config.address).until_ready()
+    connect(config.address).until_ready()
     if how == "SIGTERM":
         os.kill(process.pid, signal.SIGTERM)
     else:
         assert process.process.stdin is not None
         process.process.stdin.close()
     assert process.process.wait(10) == 0
+    process.stop()
 
 
-def test_embeddings_come_back_as_bytes_in_order(tmp_path: Path) -> None:
-    from starter_models import minilm_folder
-
+def test_embeddings_come_back_as_bytes_in_order(connect: Connect, tmp_path: Path) -> None:
     config = WorkerConfig(
         f"ipc://{tmp_path / 'w.sock'}",
         EngineConfig(device="cpu", num_threads=1, max_num_batched_tokens=16, max_num_seqs=4),
         (ModelSpec("e", str(minilm_folder()), "embed", "float32"),),
     )
-    from penstock.scheduler.messages import Embed
-
     process = start_worker(config)
     try:
-        client = Client(config.address)
+        client = connect(config.address)
         client.until_ready()
         inputs = [[101, 2023, 102], [101, 7592, 2088, 999, 102], [101, 2003, 2023, 102]] * 4
         client.send(Embed("all", "e", inputs, time.time()))
