@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelLoadError, PenstockError, UnsupportedModelError
-from .pre_tokenizers import restore_split, split_kind
+from .pre_tokenizers import restore_spaces, restore_split, split_kind
 
 if TYPE_CHECKING:
     import torch
@@ -191,20 +191,25 @@ def _load_tokenizer(file: GgufFile) -> Any:
     from transformers import AutoTokenizer
 
     family = file.get("tokenizer.ggml.model")
-    if family != "gpt2":
+    # Gemma's vocabulary is in another order than its merges, and no other family could be compared with its original.
+    if family not in ("gpt2", "llama") or file.architecture.startswith("gemma"):
         raise UnsupportedModelError(
-            f"GGUF tokenizers of the {family!r} family are not converted (byte-level BPE, 'gpt2', is); "
-            "use the model's safetensors folder instead"
+            f"this GGUF file's tokenizer (family {family!r}, architecture {file.architecture!r}) is not converted; "
+            "byte-level BPE ('gpt2') and SentencePiece BPE ('llama') are, but Gemma's is not; use the model's "
+            "safetensors folder instead"
         )
-    kind = split_kind(file.get("tokenizer.ggml.pre"))
-    add_bos = bool(file.get("tokenizer.ggml.add_bos_token", kind.add_bos))
+    kind = split_kind(file.get("tokenizer.ggml.pre")) if family == "gpt2" else None
     tokenizer = AutoTokenizer.from_pretrained(
         file.path.parent,
         gguf_file=file.path.name,
-        add_bos_token=add_bos,
+        add_bos_token=bool(file.get("tokenizer.ggml.add_bos_token", kind is None or kind.add_bos)),
         model_max_length=file.get(f"{file.architecture}.context_length"),
     )
-    restore_split(tokenizer.backend_tokenizer, kind)
+    if kind is not None:
+        restore_split(tokenizer.backend_tokenizer, kind)
+    else:
+        add_prefix = bool(file.get("tokenizer.ggml.add_space_prefix", True))
+        restore_spaces(tokenizer.backend_tokenizer, add_prefix=add_prefix)
     return tokenizer
 
 

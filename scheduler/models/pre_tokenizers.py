@@ -1,14 +1,15 @@
-r"""How each kind of byte-level vocabulary splits text before its merges apply, by the kind's name in GGUF files.
+"""How tokenizers of GGUF files treat text before their merges apply.
 
-A GGUF file names the kind in `tokenizer.ggml.pre` and holds no rule. The rules here are those of the models' own
-`tokenizer.json` files. A kind that is not listed is refused: a wrong split gives plausible, worse answers.
+For byte-level vocabularies a GGUF file names the kind in `tokenizer.ggml.pre` and holds no rule. The rules here are
+those of the models' own `tokenizer.json` files. A kind that is not listed is refused: a wrong split gives plausible,
+worse answers.
 """
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
 
 from ..errors import UnsupportedModelError
 
@@ -136,3 +137,16 @@ def restore_split(tokenizer: Tokenizer, kind: SplitKind) -> None:
     tokenizer.normalizer = normalizers.NFC() if kind.nfc else None
     if kind.ignore_merges:
         tokenizer.model.ignore_merges = True
+
+
+def restore_spaces(tokenizer: Tokenizer, *, add_prefix: bool) -> None:
+    """Give a SentencePiece BPE `tokenizer` its treatment of spaces, in place.
+
+    Spaces become U+2581 and nothing is split. With `add_prefix` every stretch of text, at the start and after each
+    special token, gets one more in front, also where it begins with a space itself.
+    """
+    replace = normalizers.Replace(" ", "\u2581")
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), replace]) if add_prefix else replace
+    tokenizer.pre_tokenizer = None
+    steps = [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)] if add_prefix else steps)

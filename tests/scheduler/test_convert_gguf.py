@@ -80,6 +80,7 @@ def write_gguf(
     family: str = "gpt2",
     quantization: gguf.GGMLQuantizationType = gguf.GGMLQuantizationType.F32,
     scaling: tuple[gguf.RopeScalingType, float] | None = None,
+    pieces: tuple[list[str], bool] | None = None,
 ) -> Path:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("tiny")
@@ -100,12 +101,21 @@ def write_gguf(
     writer.add_tokenizer_model(family)
     if pre is not None:
         writer.add_tokenizer_pre(pre)
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
-    writer.add_token_merges(MERGES)
-    writer.add_bos_token_id(0)
-    writer.add_eos_token_id(1)
-    writer.add_eot_token_id(2)
+    if pieces is None:
+        writer.add_token_list(tokens)
+        writer.add_token_types([3] * len(SPECIAL) + [1] * (len(tokens) - len(SPECIAL)))
+        writer.add_token_merges(MERGES)
+        writer.add_bos_token_id(0)
+        writer.add_eos_token_id(1)
+        writer.add_eot_token_id(2)
+    else:
+        writer.add_token_list(pieces[0])
+        writer.add_token_scores([-float(max(0, index - 258)) for index in range(len(pieces[0]))])
+        writer.add_token_types([2, 3, 3] + [6] * 256 + [1] * len(PIECES))
+        writer.add_bos_token_id(1)
+        writer.add_eos_token_id(2)
+        writer.add_unk_token_id(0)
+        writer.add_add_space_prefix(pieces[1])
     writer.add_chat_template("{{ messages[0].content }}")
     for name, weight in tensors.items():
         kind = quantization if weight.ndim == 2 else gguf.GGMLQuantizationType.F32
@@ -192,8 +202,45 @@ def test_unknown_tokenizer_kind_is_refused_by_name(tensors, tmp_path, capsys, pr
 
 
 def test_other_tokenizer_families_are_refused(tensors, tmp_path):
-    with pytest.raises(UnsupportedModelError, match="'llama' family"):
-        convert(write_gguf(tmp_path / "tiny.gguf", tensors, family="llama"), tmp_path / "out")
+    with pytest.raises(UnsupportedModelError, match="family 't5'"):
+        convert(write_gguf(tmp_path / "tiny.gguf", tensors, family="t5"), tmp_path / "out")
+
+
+PIECES = [*"\u2581abcdx", "ab", "\u2581a", "\u2581\u2581", "cd", "abcd", "\u2581ab", "bc"]  # earlier ones merge first
+
+
+def sentence_pieces(text: str) -> list[str]:
+    """SentencePiece BPE: of all neighbours that make a piece, the best one merges, the leftmost of equals."""
+    symbols = list(text.replace(" ", "\u2581"))
+    while pairs := [
+        (PIECES.index(a + b), at)
+        for at, (a, b) in enumerate(zip(symbols, symbols[1:], strict=False))
+        if a + b in PIECES
+    ]:
+        _, at = min(pairs)
+        symbols[at : at + 2] = ["".join(symbols[at : at + 2])]
+    return [
+        piece
+        for symbol in symbols
+        for piece in ([symbol] if symbol in PIECES else [f"<0x{byte:02X}>" for byte in symbol.encode()])
+    ]
+
+
+@pytest.mark.parametrize("add_prefix", [True, False])
+def test_sentencepiece_vocabularies_keep_their_pieces(tmp_path, add_prefix):
+    tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), *PIECES]
+    model = tiny_llama()
+    model.resize_token_embeddings(len(tokens), mean_resizing=False)
+    path = write_gguf(tmp_path / "tiny.gguf", gguf_tensors(model), family="llama", pieces=(tokens, add_prefix))
+    convert(path, tmp_path / "out")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    front = " " if add_prefix else ""
+    for text in ("abcd", " abcd", "a  b   cd ", "xab\nÜ 漢x", "aab abc bcd  ", ""):
+        encoded = tokenizer.encode(text)
+        assert encoded.tokens == ["<s>", *(sentence_pieces(front + text) if text else [])]
+        assert tokenizer.decode(encoded.ids) == text
+    after_special = tokenizer.encode("ab</s>ab").tokens
+    assert after_special == ["<s>", *sentence_pieces(front + "ab"), "</s>", *sentence_pieces(front + "ab")]
 
 
 def test_a_tensor_the_model_would_ignore_is_refused(tensors, tmp_path):
