@@ -25,7 +25,7 @@ def compile_kernels() -> None:
         (torch.bfloat16, 64, 64, 3, plain),
         (torch.bfloat16, 128, 128, 4, full),
         (torch.bfloat16, 192, 128, 1, plain),
-        (torch.float32, 128, 128, 4, plain),
+        (torch.float32, 64, 64, 4, plain),
     ):
         block_m, block_n, num_warps = tile_sizes(group, next_power_of_2(head_dim), dtype)
         constants = options | {
