@@ -73,7 +73,23 @@ def encode_in_process(num_texts: int, batch_size: int) -> float:
     from penstock.serving.shelf.starter import starter_folder
 
     model = SentenceTransformer(str(starter_folder(EMBEDDING_MODEL)), device="cpu")
-    words = ["water", "under", "pressure", "turns", "the", "wheel", "that", "lights", "the", "lamps", "of", "the", "town", "at", "night"]
+    words = [
+        "water",
+        "under",
+        "pressure",
+        "turns",
+        "the",
+        "wheel",
+        "that",
+        "lights",
+        "the",
+        "lamps",
+        "of",
+        "the",
+        "town",
+        "at",
+        "night",
+    ]
     texts = [" ".join(words[(i + j) % len(words)] for j in range(28)) for i in range(num_texts)]
     model.encode(texts[:batch_size], batch_size=batch_size)
     started = time.perf_counter()

@@ -15,6 +15,7 @@ import torch
 from . import device as devices
 from .config import EngineConfig, ModelSpec
 from .errors import ModelLoadError, UnsupportedModelError
+from .models.load import report_loading
 from .models.surgery import speed_up
 
 if TYPE_CHECKING:
@@ -97,8 +98,8 @@ class EmbeddingRunner:
             UnsupportedModelError: it does not turn token ids into one vector.
         """
         config = devices.resolve(config)
-        progress("reading weights", 0.0)
-        model = _load_model(spec, config.device)
+        with report_loading(lambda done: progress("reading weights", done * _READING_SHARE)):
+            model = _load_model(spec, config.device)
         runner = cls(spec.name, model, _max_model_len(spec, model))
         probe = [list(range(min(runner.vocab_size, runner.max_model_len, 16)))]
         expected = runner.execute(probe)

@@ -14,7 +14,7 @@ import numpy as np
 from . import device
 from .config import EngineConfig, ModelSpec
 from .embedding import EmbeddingRunner
-from .errors import ModelLoadError, UnknownModelError
+from .errors import ModelLoadError, RequestError, UnknownModelError
 from .kv_cache import KVCacheManager
 from .messages import (
     Embed,
@@ -166,10 +166,12 @@ class Engine:
         if isinstance(job, Submit):
             if job.model not in self.scheduler.generation_lanes:
                 raise UnknownModelError(f"no generation model {job.model} is resident")
+            _check_token_ids([job.prompt_token_ids, job.output_token_ids], self._generation[job.model].vocab_size)
             self.scheduler.add(Request.from_submit(job))
         else:
             if job.model not in self.scheduler.embedding_lanes:
                 raise UnknownModelError(f"no embedding model {job.model} is resident")
+            _check_token_ids(job.inputs, self._embedding[job.model].vocab_size)
             self.scheduler.add_embedding(
                 EmbeddingJob(job.request_id, job.model, job.inputs, job.arrival_time, job.principal, job.priority)
             )
@@ -280,3 +282,11 @@ class Engine:
         for request_id in request_ids:
             self.cancel(request_id)
         return [EmbeddingOutput(request_id, 0, b"", error=failure) for request_id in sorted(request_ids)]
+
+
+def _check_token_ids(sequences: list[list[int]], vocab_size: int) -> None:
+    """Refuse ids without an embedding: on a GPU one of them would end the process, on a CPU everybody's step."""
+    for token_ids in sequences:
+        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
+            bad = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
+            raise RequestError(f"token id {bad} is not in the vocabulary, whose ids are 0 to {vocab_size - 1}")

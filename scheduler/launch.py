@@ -61,9 +61,10 @@ class WorkerProcess:
 def start_worker(config: WorkerConfig, *, stderr: IO[bytes] | None = None) -> WorkerProcess:
     """Start the device worker of `config` and return at once; it reports its models over `config.address`."""
     environment = dict(os.environ)
-    # Hub kernels would replace layers behind our back; OpenMP threads that spin slow every other process down.
-    environment.setdefault("USE_HUB_KERNELS", "NO")
-    environment.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    environment.setdefault("USE_HUB_KERNELS", "NO")  # they would replace layers behind our back
+    # OpenMP threads spin for microseconds between two operations of a step, then sleep: sleeping at once doubles the
+    # time of a step, and libgomp's own default spins for so long that it takes the front's processor time.
+    environment.setdefault("GOMP_SPINCOUNT", "10000")
     process = subprocess.Popen(
         [sys.executable, "-m", "penstock.scheduler.worker", dump_config(config)],
         stdin=subprocess.PIPE,

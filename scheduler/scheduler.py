@@ -108,7 +108,8 @@ class Scheduler:
         """Queue a request.
 
         Raises:
-            RequestError: its model generates nothing, or prompt and output can never fit.
+            ContextLengthError: prompt and output can never fit.
+            RequestError: there is already a job with its id.
         """
         lane = self.generation_lanes[request.model]
         limit = min(lane.max_model_len, lane.kv.capacity)
@@ -125,7 +126,8 @@ class Scheduler:
         """Queue an embedding job.
 
         Raises:
-            RequestError: one of its inputs is longer than the model takes.
+            ContextLengthError: one of its inputs is longer than the model takes.
+            RequestError: there is already a job with its id.
         """
         lane = self.embedding_lanes[job.model]
         longest = max(len(item.token_ids) for item in job.remaining)

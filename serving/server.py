@@ -112,7 +112,7 @@ def _worker_config(settings: Settings, models: list[ResolvedModel], address: str
             path=str(model.folder),
             kind=model.kind,
             dtype=settings.dtype,
-            max_model_len=settings.max_model_len,
+            max_model_len=settings.max_model_len if model.kind == "generate" else 0,
             trust_remote_code=settings.trust_remote_code,
         )
         for model in models

@@ -34,7 +34,7 @@ def load_decoder(
     max_model_len = resolve_max_model_len(config, spec.max_model_len, spec.name)
     check_config(config, max_model_len, trust_remote_code=spec.trust_remote_code)
     register()
-    with _report_loading(progress):
+    with report_loading(progress):
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 spec.path,
@@ -110,7 +110,9 @@ class _ReportingBar(transformers_logging.EmptyTqdm):  # type: ignore[misc]
 
 
 @contextmanager
-def _report_loading(progress: Callable[[float], None]) -> Iterator[None]:
+def report_loading(progress: Callable[[float], None]) -> Iterator[None]:
+    """Within it, transformers reports the share of weights it has loaded to `progress` instead of drawing a bar."""
+
     def hook(factory: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if args and hasattr(args[0], "__len__"):
             return _ReportingBar(progress, args[0])

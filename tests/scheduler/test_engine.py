@@ -7,7 +7,7 @@ from engine_harness import Oracle, make_engine, make_job, run
 from tiny_models import EOS_ID, make_tiny
 
 from penstock.scheduler.engine import Engine
-from penstock.scheduler.errors import ContextLengthError, UnknownModelError
+from penstock.scheduler.errors import ContextLengthError, RequestError, UnknownModelError
 from penstock.scheduler.messages import Submit
 from penstock.scheduler.plan import GenerationBatch, SampledToken
 from penstock.scheduler.sampling_params import SamplingParams
@@ -109,6 +109,8 @@ def test_what_cannot_be_served_is_refused_and_leaves_nothing(engine: Engine) -> 
         engine.add(make_job([5] * 600))
     with pytest.raises(UnknownModelError):
         engine.add(Submit("x", "nope", [1], SamplingParams(max_tokens=1, seed=0), 0.0))
+    with pytest.raises(RequestError, match="token id 384 is not in the vocabulary, whose ids are 0 to 383"):
+        engine.add(make_job([5, 384]))
     assert not engine.has_work
 
 

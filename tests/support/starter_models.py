@@ -10,7 +10,7 @@ from penstock.serving.shelf.starter import STARTER_MODELS
 
 
 def _fetch(name: str) -> Path:
-    home = Path(os.environ.get("PENSTOCK_HOME") or Path(__file__).parents[1] / ".penstock")
+    home = Path(os.environ.get("PENSTOCK_HOME") or Path(__file__).parents[2] / ".penstock")
     return fetch_starter(STARTER_MODELS[name], home, Console(stderr=True, quiet=True))
 
 
