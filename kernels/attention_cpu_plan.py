@@ -149,15 +149,15 @@ def _bucket(units: _Units, batch: AttentionBatch, kind: LayerKind, keys: torch.T
     heads = np.arange(kind.num_kv_heads)[:, None]
     pages = block_ids[:, None, :] * kind.num_kv_heads + heads  # [U, K, n]
 
-    ends = units.position + units.length - units.first_block * batch.block_size  # [U] keys up to the last one seen
-    num_keys = int(ends.max())
+    # Whole blocks, although the mask hides the end of the last one: the matrix product would copy a part of them first.
+    num_keys = num_blocks * batch.block_size
     key_positions = first_block * batch.block_size + np.arange(num_keys)  # [U, C]
     positions = units.position[:, None] + token_in_unit  # [U, q]
 
     def gathered(scratch: torch.Tensor, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
         used = scratch[: pages.size * batch.block_size * head_dim]
-        matrices = used.view(num_units * kind.num_kv_heads, num_blocks * batch.block_size, head_dim)
-        return used.view(pages.size, batch.block_size * head_dim), matrices[:, :num_keys]
+        matrices = used.view(num_units * kind.num_kv_heads, num_keys, head_dim)
+        return used.view(pages.size, batch.block_size * head_dim), matrices
 
     key_pages, key_matrices = gathered(keys, kind.head_dim)
     value_pages, value_matrices = gathered(values, kind.value_head_dim)

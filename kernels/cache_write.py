@@ -3,9 +3,6 @@
 Legend: T packed tokens, K kv heads, D head dim (Dv of the values), B blocks, S block size.
 """
 
-import math
-
-import numpy as np
 import torch
 
 from .checks import check_shape
@@ -26,12 +23,8 @@ def empty_kv_cache(
     as one tile, and a CPU gathers the pages of many requests by copying whole runs, in the order that the matrix
     product wants. Zeros, because memory that was never written may hold NaN, and a weight of 0 does not remove a NaN.
     """
-    shape = (num_blocks, num_kv_heads, block_size, head_dim)
-    if torch.device(device).type != "cpu":
-        return torch.zeros(shape, dtype=dtype, device=device)
-    # numpy takes memory that the kernel zeroes at its first use; torch.zeros would write gigabytes before serving.
-    memory = np.zeros(math.prod(shape) * dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(memory).view(dtype).view(shape)
+    # Written in full on purpose: memory that the kernel zeroes at its first use made single steps 250 ms longer.
+    return torch.zeros(num_blocks, num_kv_heads, block_size, head_dim, dtype=dtype, device=device)
 
 
 def cache_write(

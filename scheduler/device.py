@@ -14,7 +14,7 @@ _CPU_STEP_TOKENS = (
 _GPU_STEP_TOKENS = 8192
 _CPU_MEMORY_SHARE = 0.25  # the rest of the machine belongs to the weights and to other programs
 _GPU_MEMORY_SHARE = 0.9
-_GIB = 1 << 30
+_CPU_MAX_KV_BYTES = 2 << 30  # writing more at the start would take seconds
 
 
 def resolve(config: EngineConfig) -> EngineConfig:
@@ -40,7 +40,7 @@ def memory_for_kv_cache(config: EngineConfig) -> int:
     if config.device == "cuda":
         free, total = torch.cuda.mem_get_info()
         return max(0, int(free - (1 - _GPU_MEMORY_SHARE) * total))
-    return min(int(_CPU_MEMORY_SHARE * _available_memory()), 4 * _GIB)
+    return min(int(_CPU_MEMORY_SHARE * _available_memory()), _CPU_MAX_KV_BYTES)
 
 
 def _available_memory() -> int:

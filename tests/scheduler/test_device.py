@@ -22,4 +22,4 @@ def test_given_values_stay(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_kv_cache_takes_a_share_of_the_memory_that_is_there() -> None:
     memory = device.memory_for_kv_cache(EngineConfig(device="cpu"))
-    assert 16 << 20 < memory <= 4 << 30
+    assert 16 << 20 < memory <= 2 << 30
