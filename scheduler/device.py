@@ -8,9 +8,8 @@ import torch
 
 from .config import EngineConfig
 
-_CPU_STEP_TOKENS = (
-    512  # about 0.4 s of a small CPU's time for a 135M model: longer steps stall streams, shorter ones waste GEMM
-)
+# About 0.4 s of a small CPU's time for a 135M model: longer steps stall streams, shorter ones waste matrix products.
+_CPU_STEP_TOKENS = 512
 _GPU_STEP_TOKENS = 8192
 _CPU_MEMORY_SHARE = 0.25  # the rest of the machine belongs to the weights and to other programs
 _GPU_MEMORY_SHARE = 0.9

@@ -34,6 +34,10 @@ from .scheduler import EmbeddingLane, GenerationLane, Scheduler
 
 logger = logging.getLogger(__name__)
 
+_STEP_FAILED = JobError(
+    "The model failed while computing this request; the server's log says why.", code="internal_error", status=500
+)
+
 Progress = Callable[[str, float], None]
 """Called with what is going on and how much of it is done, 0 to 1."""
 
@@ -93,8 +97,12 @@ class Engine:
                 try:
                     self._allocate(name, share)
                 except ModelLoadError as error:
-                    del self._generation[name]
                     failures[name] = str(error)
+                except Exception as error:  # no memory, a kernel that does not compile: the other models go on
+                    logger.exception("%s could not be given its KV cache", name)
+                    failures[name] = f"{type(error).__name__}: {error}"
+                if name in failures:
+                    del self._generation[name]
         return failures
 
     def _allocate(self, name: str, memory: int) -> None:
@@ -201,23 +209,24 @@ class Engine:
             row.request.first_scheduled_time = row.request.first_scheduled_time or now
         try:
             sampled = self._generation[batch.model].execute(batch)
-        except Exception as error:  # whatever the model did, the other models and later requests go on
+        except Exception:  # whatever the model did, the other models and later requests go on
             logger.exception("a step of %s failed with %d requests in it", batch.model, len(batch.rows))
-            return self._fail_batch(batch, error)
+            return self._fail_batch(batch)
         sampling_rows = [row for row in batch.rows if row.samples]
         for row in batch.rows:
             self.scheduler.advance(row)
         now = time.time()
         return [self._append(row, token, now) for row, token in zip(sampling_rows, sampled, strict=True)]
 
-    def _fail_batch(self, batch: GenerationBatch, error: Exception) -> list[RequestOutput]:
+    def _fail_batch(self, batch: GenerationBatch) -> list[RequestOutput]:
         """End every request of a failed batch; its blocks may hold anything, so the prefix cache forgets all."""
         lane = self.scheduler.generation_lanes[batch.model]
         lane.kv.prefix_cache.clear()
-        failure = JobError(f"the model failed while computing this request: {error}", code="internal_error", status=500)
         for row in batch.rows:
             self.scheduler.finish(row.request)
-        return [RequestOutput(row.request.request_id, [], finish_reason="error", error=failure) for row in batch.rows]
+        return [
+            RequestOutput(row.request.request_id, [], finish_reason="error", error=_STEP_FAILED) for row in batch.rows
+        ]
 
     def _append(self, row: ScheduledRow, token: SampledToken, now: float) -> RequestOutput:
         """Add the sampled token to its request and end the request if it is complete."""
@@ -260,9 +269,9 @@ class Engine:
         runner = self._embedding[batch.model]
         try:
             vectors = runner.execute([item.token_ids for item in batch.inputs])  # [inputs, dim] float32
-        except Exception as error:
+        except Exception:
             logger.exception("a step of %s failed with %d inputs in it", batch.model, len(batch.inputs))
-            return self._fail_embeddings({item.request_id for item in batch.inputs}, error)
+            return self._fail_embeddings({item.request_id for item in batch.inputs})
         touched: dict[str, EmbeddingJob] = {}
         for item, vector in zip(batch.inputs, vectors, strict=True):
             job = touched[item.request_id] = lane.unfinished[item.request_id]
@@ -277,11 +286,10 @@ class Engine:
                 self.scheduler.finish_embedding(job)
         return outputs
 
-    def _fail_embeddings(self, request_ids: set[str], error: Exception) -> list[EmbeddingOutput]:
-        failure = JobError(f"the model failed while computing this request: {error}", code="internal_error", status=500)
+    def _fail_embeddings(self, request_ids: set[str]) -> list[EmbeddingOutput]:
         for request_id in request_ids:
             self.cancel(request_id)
-        return [EmbeddingOutput(request_id, 0, b"", error=failure) for request_id in sorted(request_ids)]
+        return [EmbeddingOutput(request_id, 0, b"", error=_STEP_FAILED) for request_id in sorted(request_ids)]
 
 
 def _check_token_ids(sequences: list[list[int]], vocab_size: int) -> None:

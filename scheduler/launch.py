@@ -40,10 +40,6 @@ class WorkerProcess:
         """Process id."""
         return self.process.pid
 
-    def returncode(self) -> int | None:
-        """Exit status, None while it runs; never blocks."""
-        return self.process.poll()
-
     def stop(self, timeout: float = 10.0) -> int:
         """Ask it to end, wait, and kill it after `timeout` seconds. Returns its exit status."""
         if self.process.poll() is None:

@@ -73,7 +73,7 @@ class ModelLoading:
 
     name: str
     stage: str
-    """What is going on, for people: "reading weights", "packing weights", "warming up"."""
+    """What is going on, for people: "reading weights" or "packing weights"."""
     fraction: float
     """0 to 1."""
 
@@ -193,7 +193,7 @@ class ModelStats:
     num_preemptions: int
     """Since the start."""
     prompt_tokens: int
-    """Prompt tokens computed (cache hits not among them), since the start."""
+    """Prompt tokens computed, since the start: cache hits are not among them, recomputed ones count again."""
     generation_tokens: int
     """Since the start."""
 

@@ -25,6 +25,7 @@ class EmbeddingJob:
         self.arrival_time = arrival_time
         self.principal = principal
         self.priority = priority
+        self.sequence = 0  # see Request.sequence
         self.num_inputs = len(inputs)
         by_length = sorted(range(len(inputs)), key=lambda index: -len(inputs[index]))
         self.remaining = [EmbeddingInput(request_id, index, inputs[index]) for index in by_length]
@@ -57,7 +58,11 @@ class JobQueue(Protocol):
         """Remove a cancelled job; None if it does not wait here."""
 
     def key(self, job: Job) -> SortKey:
-        """The job's place in the order; smaller runs earlier. Comparable between queues of one policy."""
+        """The job's place in the order; smaller runs earlier. Comparable between queues of one policy, never equal.
+
+        Of two requests that both need a block, the one with the smaller key may preempt the other: with equal keys
+        neither could, and both would wait for ever.
+        """
 
     def charge(self, job: Job, num_tokens: int) -> None:
         """Tokens were dealt to the job."""
@@ -95,8 +100,8 @@ class FifoQueue:
         return self._jobs.pop(request_id, None)
 
     def key(self, job: Job) -> SortKey:
-        """Priority, then arrival."""
-        return (job.priority, job.arrival_time)
+        """Priority, then arrival, then the order in which the scheduler learned of them."""
+        return (job.priority, job.arrival_time, job.sequence)
 
     def charge(self, job: Job, num_tokens: int) -> None:
         """First come, first served keeps no accounts."""

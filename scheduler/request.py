@@ -57,6 +57,8 @@ class Request:
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache when the request was first scheduled."""
     num_preemptions: int = 0
+    sequence: int = 0
+    """Counts the scheduler's jobs: orders those of equal priority and arrival, so that one always goes first."""
     first_scheduled_time: float = 0.0
     first_token_time: float = 0.0
     sampler_state: "SamplerState | None" = None

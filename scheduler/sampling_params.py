@@ -51,7 +51,7 @@ class SamplingParams:
             if not ok:
                 raise ValueError(f"{name} is {value}, but must be {wants}")
 
-        check(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
+        check(1 <= self.max_tokens < 2**31, "max_tokens", self.max_tokens, "at least 1, below 2**31")
         check(0 <= self.min_tokens <= self.max_tokens, "min_tokens", self.min_tokens, "between 0 and max_tokens")
         check(-(2**63) <= self.seed < 2**63, "seed", self.seed, "a 64-bit integer")
         for name in (
@@ -64,7 +64,7 @@ class SamplingParams:
         ):
             check(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")
         check(self.temperature >= 0, "temperature", self.temperature, "0 or more")
-        check(self.top_k >= 0, "top_k", self.top_k, "0 (all) or more")
+        check(0 <= self.top_k < 2**31, "top_k", self.top_k, "0 (all) or more, below 2**31")
         check(0 < self.top_p <= 1, "top_p", self.top_p, "in (0, 1]")
         check(0 <= self.min_p <= 1, "min_p", self.min_p, "in [0, 1]")
         check(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "more than 0")

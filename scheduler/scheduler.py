@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from .errors import ContextLengthError, RequestError
 from .kv_cache import KVCacheManager
 from .plan import EmbeddingBatch, EmbeddingInput, GenerationBatch, ScheduledRow, StepPlan
-from .policy import EmbeddingJob, FifoQueue, JobQueue, choose_victim
+from .policy import EmbeddingJob, FifoQueue, Job, JobQueue, choose_victim
 from .request import Request, RequestStatus
 
 
@@ -62,7 +62,7 @@ class _Step:
 
     @property
     def room(self) -> int:
-        return self.budget - self.num_tokens
+        return max(0, self.budget - self.num_tokens)
 
     def add_row(self, lane: GenerationLane, request: Request, num_tokens: int) -> None:
         row = ScheduledRow(request, request.num_computed_tokens, num_tokens)
@@ -101,6 +101,7 @@ class Scheduler:
         self.generation_lanes: dict[str, GenerationLane] = {}
         self.embedding_lanes: dict[str, EmbeddingLane] = {}
         self._lane_of: dict[str, Lane] = {}
+        self._num_jobs = 0  # since the start
 
     # ------------------------------------------------------------------------------------------------ jobs in and out
 
@@ -109,8 +110,14 @@ class Scheduler:
 
         Raises:
             ContextLengthError: prompt and output can never fit.
-            RequestError: there is already a job with its id.
+            RequestError: it has no prompt or nothing left to generate, or there is already a job with its id.
         """
+        if not request.prompt_token_ids:
+            raise RequestError("the prompt has no tokens; send at least one")
+        if request.num_output_tokens >= request.sampling.max_tokens:
+            raise RequestError(
+                f"the job already has {request.num_output_tokens} of {request.sampling.max_tokens} output tokens"
+            )
         lane = self.generation_lanes[request.model]
         limit = min(lane.max_model_len, lane.kv.capacity)
         if request.max_num_tokens > limit:
@@ -119,7 +126,7 @@ class Scheduler:
                 f"{len(request.prompt_token_ids)} prompt tokens and {request.sampling.max_tokens} output tokens need "
                 f"{request.max_num_tokens} tokens, but {reason} holds {limit}; shorten the prompt or lower max_tokens"
             )
-        self._enter(request.request_id, lane)
+        self._enter(request, lane)
         lane.waiting.push(request)
 
     def add_embedding(self, job: EmbeddingJob) -> None:
@@ -127,16 +134,18 @@ class Scheduler:
 
         Raises:
             ContextLengthError: one of its inputs is longer than the model takes.
-            RequestError: there is already a job with its id.
+            RequestError: an input is empty, or there is already a job with its id.
         """
         lane = self.embedding_lanes[job.model]
+        if not job.remaining or not all(item.token_ids for item in job.remaining):
+            raise RequestError("an embedding job needs texts, each of at least one token", param="input")
         longest = max(len(item.token_ids) for item in job.remaining)
         if longest > lane.max_model_len:
             raise ContextLengthError(
                 f"an input has {longest} tokens, but {job.model} takes {lane.max_model_len}; split the input",
                 param="input",
             )
-        self._enter(job.request_id, lane)
+        self._enter(job, lane)
         lane.waiting.push(job)
         lane.unfinished[job.request_id] = job
 
@@ -170,10 +179,12 @@ class Scheduler:
         """Requests that hold blocks, over all models."""
         return sum(len(lane.running) for lane in self.generation_lanes.values())
 
-    def _enter(self, request_id: str, lane: Lane) -> None:
-        if request_id in self._lane_of:
-            raise RequestError(f"there is already a job with the id {request_id}", code="duplicate_request_id")
-        self._lane_of[request_id] = lane
+    def _enter(self, job: Job, lane: Lane) -> None:
+        if job.request_id in self._lane_of:
+            raise RequestError(f"there is already a job with the id {job.request_id}", code="duplicate_request_id")
+        self._lane_of[job.request_id] = lane
+        job.sequence = self._num_jobs
+        self._num_jobs += 1
 
     # ---------------------------------------------------------------------------------------------------- one step
 
@@ -200,7 +211,7 @@ class Scheduler:
                 return
             num_missing = request.num_tokens - request.num_computed_tokens
             preempted_meanwhile = request.status is not RequestStatus.RUNNING
-            if preempted_meanwhile or (num_missing == 1) != single_token:
+            if preempted_meanwhile or (num_missing == 1) is not single_token:
                 continue
             if self._make_room(step, lane, request):
                 lane.kv.grow(request)
@@ -239,17 +250,24 @@ class Scheduler:
         lane.waiting.push(request)
 
     def _schedule_waiting(self, step: _Step) -> None:
-        """Start waiting jobs of all models in the policy's order, until budget, seats or blocks are gone."""
+        """Start waiting jobs of all models in the policy's order, until budget, seats or blocks are gone.
+
+        A model whose first job lacks a seat or blocks waits alone. A text that lacks room ends the step for all:
+        prompts behind it would otherwise take the room of every later step as well.
+        """
         lanes: list[Lane] = [*self.generation_lanes.values(), *self.embedding_lanes.values()]
         open_lanes = [lane for lane in lanes if lane.waiting and lane.model not in step.blocked]
-        while open_lanes and step.room > 0:
+        while open_lanes:
             lane = min(open_lanes, key=lambda lane: lane.waiting.key(lane.waiting.peek()))
-            if isinstance(lane, EmbeddingLane):
-                may_go_on = self._schedule_embedding(step, lane)
+            if isinstance(lane, GenerationLane):
+                admitted = step.room > 0 and self._admit(step, lane)
+                if not admitted or not lane.waiting:
+                    open_lanes.remove(lane)
             else:
-                may_go_on = self._admit(step, lane)
-            if not may_go_on or not lane.waiting:
-                open_lanes.remove(lane)
+                if not self._schedule_texts(step, lane):
+                    return
+                if not lane.waiting:
+                    open_lanes.remove(lane)
 
     def _admit(self, step: _Step, lane: GenerationLane) -> bool:
         """Start the lane's first waiting request; False if it has to wait."""
@@ -267,10 +285,10 @@ class Scheduler:
         step.add_row(lane, request, min(request.num_tokens - request.num_computed_tokens, step.room))
         return True
 
-    def _schedule_embedding(self, step: _Step, lane: EmbeddingLane) -> bool:
-        """Take inputs of the lane's first job; False if the next one does not fit into this step.
+    def _schedule_texts(self, step: _Step, lane: EmbeddingLane) -> bool:
+        """Take texts of the lane's first job; False if the next one does not fit into this step.
 
-        An input cannot be cut. One that is longer than the room left may overshoot the budget if the step has no other
+        A text cannot be cut. One that is longer than the room left may overshoot the budget if the step has no other
         long work: otherwise it would starve next to steady generation.
         """
         job = lane.waiting.peek()

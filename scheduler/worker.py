@@ -12,13 +12,14 @@ import os
 import signal
 import sys
 from collections import defaultdict
+from collections.abc import Callable
 from types import FrameType
 
 import zmq
 
 from .config import ModelSpec, WorkerConfig
 from .engine import Engine, StepResult
-from .errors import ModelLoadError, RequestError
+from .errors import ModelLoadError, RequestError, UnknownModelError
 from .launch import load_config
 from .messages import (
     Cancel,
@@ -75,8 +76,7 @@ class Worker:
             failed = name in failures
             self._announce(ModelFailed(name, failures[name]) if failed else self.engine.describe(name))
         self._ready = True
-        for client in list(self._clients):
-            self._send(client, WorkerReady())
+        self._send_to_all(lambda client: WorkerReady())
 
     def _load(self, spec: ModelSpec) -> bool:
         def progress(stage: str, fraction: float) -> None:
@@ -97,8 +97,7 @@ class Worker:
         """Tell every API process, the ones that have just arrived included, and remember it for later ones."""
         self._model_states[state.name] = state
         self._receive()
-        for client in list(self._clients):
-            self._send(client, state)
+        self._send_to_all(lambda client: state)
 
     # -------------------------------------------------------------------------------------------------------- loop
 
@@ -146,7 +145,8 @@ class Worker:
         try:
             self.engine.add(job)
         except RequestError as error:
-            failure = JobError(error.message, error.code, error.param)
+            status = 404 if isinstance(error, UnknownModelError) else 400
+            failure = JobError(error.message, error.code, error.param, status)
             refused = StepOutputs([], [], self.engine.stats(), 0.0, 0)
             if isinstance(job, Submit):
                 refused.outputs.append(RequestOutput(job.request_id, [], finish_reason="error", error=failure))
@@ -158,7 +158,7 @@ class Worker:
 
     def _cancel(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
-            del self._client_of[request_id]
+            self._client_of.pop(request_id, None)
             self.engine.cancel(request_id)
         if not self.engine.has_work:  # no step will follow that would tell the new load
             self._publish(StepResult([], [], 0.0, 0))
@@ -174,26 +174,30 @@ class Worker:
         for embedding in result.embeddings:
             embeddings[self._client_of.pop(embedding.request_id)].append(embedding)
         stats = self.engine.stats()
-        for client in list(self._clients):
-            self._send(
-                client,
-                StepOutputs(outputs[client], embeddings[client], stats, result.step_seconds, result.num_batched_tokens),
+        self._send_to_all(
+            lambda client: StepOutputs(
+                outputs[client], embeddings[client], stats, result.step_seconds, result.num_batched_tokens
             )
+        )
 
-    def _send(self, client: bytes, message: DownMessage) -> None:
+    def _send_to_all(self, message_for: Callable[[bytes], DownMessage]) -> None:
+        """Send each API process its message, and forget those that are gone."""
+        gone = [client for client in self._clients if not self._send(client, message_for(client))]
+        for client in gone:
+            self._clients.remove(client)
+            abandoned = [request_id for request_id, owner in self._client_of.items() if owner == client]
+            logger.warning("an API process is gone; its %d jobs are cancelled", len(abandoned))
+            self._cancel(abandoned)
+
+    def _send(self, client: bytes, message: DownMessage) -> bool:
+        """Send a message to one API process; False if it is gone."""
         try:
             self._socket.send_multipart([client, *encode(message)])
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
-            self._forget_client(client)
-
-    def _forget_client(self, client: bytes) -> None:
-        """An API process is gone: nobody waits for its jobs any more."""
-        self._clients.discard(client)
-        abandoned = [request_id for request_id, owner in self._client_of.items() if owner == client]
-        logger.warning("an API process is gone; its %d jobs are cancelled", len(abandoned))
-        self._cancel(abandoned)
+            return False
+        return True
 
 
 def main() -> None:

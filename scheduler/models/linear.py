@@ -1,5 +1,7 @@
 """Linear layers for inference: packed once into oneDNN's own weight layout, and fused where several share one input."""
 
+from typing import TypeGuard
+
 import torch
 from torch import nn
 
@@ -28,6 +30,11 @@ class PackedLinear(nn.Module):
         output: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(
             inputs, self.weight, self.bias, "none", [], ""
         )
+        return output
+
+    def forward_add(self, inputs: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
+        """`forward(inputs) + other` as one operation; `other` is [..., out_features]."""
+        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(inputs, other, self.weight, self.bias, "add")
         return output
 
     def extra_repr(self) -> str:
@@ -79,18 +86,37 @@ class FusedPart(nn.Module):
         return self._fused.slice_of(self._index, inputs)
 
 
+def is_plain(layer: object) -> TypeGuard[nn.Linear]:
+    """Whether this is an ordinary linear layer, with neither a quantised weight nor hooks."""
+    return type(layer) is nn.Linear and type(layer.weight.data) is torch.Tensor and not has_hooks(layer)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Hooks (quantisers, offloading) change what a call does; such a module stays."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def concatenate(layers: list[nn.Linear], *, packed: bool) -> nn.Module:
+    """One linear layer with the outputs of all `layers`, which have equal `in_features` and all or none a bias."""
+    first = layers[0]
+    if packed:
+        weight = torch.cat([layer.weight.detach() for layer in layers]) if len(layers) > 1 else first.weight
+        return PackedLinear(weight, _concatenated_bias(layers))
+    if len(layers) == 1:
+        return first
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=first.bias is not None, device="meta")
+    linear.weight = nn.Parameter(weight, requires_grad=False)
+    if (bias := _concatenated_bias(layers)) is not None:
+        linear.bias = nn.Parameter(bias, requires_grad=False)
+    return linear
+
+
 def fuse(layers: list[nn.Linear], *, packed: bool) -> list[FusedPart]:
     """One `FusedPart` for each of `layers`, which have equal `in_features` and all or none a bias."""
-    weight = torch.cat([layer.weight.detach() for layer in layers])
-    bias = torch.cat([layer.bias.detach() for layer in layers]) if layers[0].bias is not None else None
-    linear = PackedLinear(weight, bias) if packed else _plain_linear(weight, bias)
-    fused = FusedLinear(linear, [layer.out_features for layer in layers])
+    fused = FusedLinear(concatenate(layers, packed=packed), [layer.out_features for layer in layers])
     return [FusedPart(fused, index, layer) for index, layer in enumerate(layers)]
 
 
-def _plain_linear(weight: torch.Tensor, bias: torch.Tensor | None) -> nn.Linear:
-    linear = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None, device="meta")
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias, requires_grad=False)
-    return linear
+def _concatenated_bias(layers: list[nn.Linear]) -> torch.Tensor | None:
+    return torch.cat([layer.bias.detach() for layer in layers]) if layers[0].bias is not None else None

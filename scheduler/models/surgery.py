@@ -6,13 +6,14 @@ replacement on random input (RMS norms); whatever does not match stays as it is.
 
 import copy
 from collections.abc import Callable
-from typing import TypeGuard
 
 import torch
 from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
-from .linear import PackedLinear, fuse
+from .fused_layer import fuse_layers
+from .linear import PackedLinear, fuse, has_hooks, is_plain
 
 _FUSED_GROUPS = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Names of sibling layers that get the same input in every decoder of transformers that has them."""
@@ -25,6 +26,8 @@ def speed_up(model: nn.Module, progress: Callable[[float], None]) -> None:
 
     Encoders of embedding models have the same parts, so this serves both kinds of models.
     """
+    if isinstance(model, PreTrainedModel):
+        fuse_layers(model, _can_pack)
     parents = [module for module in model.modules() if next(module.children(), None) is not None]
     for done, parent in enumerate(parents):
         _fuse_siblings(parent)
@@ -89,7 +92,7 @@ def _same_function(module: nn.Module, norm: RMSNorm, weight: torch.Tensor) -> bo
 
 def _fuse_siblings(parent: nn.Module) -> None:
     for names in _FUSED_GROUPS:
-        layers = [layer for name in names if _is_plain(layer := getattr(parent, name, None))]
+        layers = [layer for name in names if is_plain(layer := getattr(parent, name, None))]
         if len(layers) == len(names) and _can_fuse(layers):
             for name, part in zip(names, fuse(layers, packed=_can_pack(layers[0])), strict=True):
                 setattr(parent, name, part)
@@ -107,21 +110,11 @@ def _can_fuse(layers: list[nn.Linear]) -> bool:
 
 def _replace_children(parent: nn.Module) -> None:
     for name, child in list(parent.named_children()):
-        if _is_plain(child) and _can_pack(child):
+        if is_plain(child) and _can_pack(child):
             setattr(parent, name, PackedLinear(child.weight, child.bias))
-        elif not _has_hooks(child) and (norm := fast_rms_norm(child)) is not None:
+        elif not has_hooks(child) and (norm := fast_rms_norm(child)) is not None:
             setattr(parent, name, norm)
 
 
 def _can_pack(layer: nn.Linear) -> bool:
     return layer.weight.device.type == "cpu" and layer.weight.dtype in _PACKABLE
-
-
-def _is_plain(layer: object) -> TypeGuard[nn.Linear]:
-    """Whether this is an ordinary linear layer, with neither a quantised weight nor hooks."""
-    return type(layer) is nn.Linear and type(layer.weight.data) is torch.Tensor and not _has_hooks(layer)
-
-
-def _has_hooks(module: nn.Module) -> bool:
-    """Hooks (quantisers, offloading) change what a call does; such a module stays."""
-    return bool(module._forward_hooks or module._forward_pre_hooks)

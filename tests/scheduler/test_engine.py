@@ -2,13 +2,16 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from engine_harness import Oracle, make_engine, make_job, run
+from starter_models import minilm_folder
 from tiny_models import EOS_ID, make_tiny
 
+from penstock.scheduler.config import EngineConfig, ModelSpec
 from penstock.scheduler.engine import Engine
 from penstock.scheduler.errors import ContextLengthError, RequestError, UnknownModelError
-from penstock.scheduler.messages import Submit
+from penstock.scheduler.messages import Embed, Submit
 from penstock.scheduler.plan import GenerationBatch, SampledToken
 from penstock.scheduler.sampling_params import SamplingParams
 
@@ -143,7 +146,7 @@ def test_a_step_that_fails_ends_its_requests_alone(folder: Path, monkeypatch: py
     assert output.finish_reason == "error"
     assert output.error is not None
     assert (output.error.status, output.error.code) == (500, "internal_error")
-    assert "device on fire" in output.error.message
+    assert "device on fire" not in output.error.message  # that is for the log
     assert engine.stats()["m"].kv_blocks_used == 0
     assert run(engine, [make_job(PROMPT)]) == [expected]
 
@@ -153,3 +156,78 @@ def test_n_sequences_of_one_prompt_compute_it_once(engine: Engine) -> None:
     before = engine.stats()["m"].prompt_tokens
     run(engine, [make_job(prompt, max_tokens=2, salt="n", seed=seed, temperature=1.0) for seed in range(5)])
     assert engine.stats()["m"].prompt_tokens - before == 65 + 4 * 1
+
+
+@pytest.fixture(scope="module")
+def mixed(folder: Path) -> Engine:
+    """A chat and an embedding model in one engine."""
+    engine = Engine(
+        EngineConfig(device="cpu", num_threads=1, kv_cache_memory=16 << 20, max_num_batched_tokens=32, max_num_seqs=8)
+    )
+    engine.load(ModelSpec("m", str(folder), "generate", dtype="float32"))
+    engine.load(ModelSpec("e", str(minilm_folder()), "embed", dtype="float32"))
+    assert engine.allocate() == {}
+    return engine
+
+
+TEXTS = [[101, 2023, 102], [101, *range(2000, 2040), 102], [101, 7592, 2088, 102], [101, *range(3000, 3020), 102]]
+
+
+def test_chat_and_embeddings_share_the_steps_and_change_nothing(folder: Path, engine: Engine, mixed: Engine) -> None:
+    expected = run(engine, [make_job(PROMPT + [number], max_tokens=10) for number in range(3)])
+    vectors = mixed._embedding["e"].execute(TEXTS)
+    jobs = [make_job(PROMPT + [number], max_tokens=10) for number in range(3)]
+    embeddings = []
+    outputs: dict[str, list[int]] = {job.request_id: [] for job in jobs}
+    mixed.add(jobs[0])
+    mixed.add(Embed("texts", "e", TEXTS, 0.0))
+    mixed.add(jobs[1])
+    mixed.add(jobs[2])
+    both = 0
+    while mixed.has_work:
+        result = mixed.step()
+        embeddings += result.embeddings
+        both += bool(result.outputs) and result.num_batched_tokens > len(result.outputs)
+        for output in result.outputs:
+            outputs[output.request_id] += output.token_ids
+    assert list(outputs.values()) == expected
+    (embedding,) = embeddings
+    assert both > 0
+    actual = np.frombuffer(embedding.data, "<f4").reshape(len(TEXTS), embedding.dim)
+    np.testing.assert_allclose(actual, vectors, atol=1e-6)
+    assert mixed.stats()["e"].prompt_tokens == sum(map(len, TEXTS))
+
+
+def test_a_half_computed_embedding_job_can_be_cancelled(mixed: Engine) -> None:
+    mixed.add(Embed("gone", "e", TEXTS * 3, 0.0))
+    mixed.step()
+    assert mixed.has_work
+    mixed.cancel("gone")
+    assert not mixed.has_work
+    assert not mixed._embedding_results
+
+
+def test_an_embedding_step_that_fails_ends_its_jobs_alone(mixed: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner = mixed._embedding["e"]
+
+    def fail(self: object, inputs: list[list[int]]) -> None:
+        raise RuntimeError("device on fire")
+
+    monkeypatch.setattr(type(runner), "execute", fail)
+    mixed.add(Embed("unlucky", "e", TEXTS[:1], 0.0))
+    (output,) = mixed.step().embeddings
+    assert output.error is not None
+    assert (output.request_id, output.error.status) == ("unlucky", 500)
+    monkeypatch.undo()
+    mixed.add(Embed("next", "e", TEXTS[:1], 0.0))
+    (output,) = mixed.step().embeddings
+    assert output.error is None
+    assert not mixed.has_work
+
+
+def test_a_model_without_memory_for_one_block_fails_alone(folder: Path) -> None:
+    engine = Engine(EngineConfig(device="cpu", num_threads=1, kv_cache_memory=100))
+    engine.load(ModelSpec("m", str(folder), "generate"))
+    assert "raise kv_cache_memory" in engine.allocate()["m"]
+    with pytest.raises(UnknownModelError):
+        engine.add(make_job(PROMPT))

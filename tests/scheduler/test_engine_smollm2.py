@@ -8,6 +8,7 @@ from starter_models import smollm2_folder
 from tokenizers import Tokenizer
 
 from penstock.scheduler.engine import Engine
+from penstock.scheduler.kv_cache import KVCacheManager
 
 TEXTS = [
     "The capital of France is",
@@ -47,26 +48,50 @@ def prompts(folder: Path) -> list[list[int]]:
 @pytest.fixture(scope="module")
 def expected(folder: Path, prompts: list[list[int]]) -> list[list[int]]:
     oracle = Oracle(folder)
-    return [oracle.greedy(prompt, 16) for prompt in prompts]
+    return [oracle.greedy(prompt, 12) for prompt in prompts]
 
 
 @pytest.fixture(scope="module")
 def engine(folder: Path) -> Engine:
-    return make_engine(folder, max_num_batched_tokens=48, max_num_seqs=12, kv_cache_memory=256 << 20)
+    return make_engine(folder, num_threads=0, max_num_batched_tokens=64, max_num_seqs=12)
 
 
 def test_twenty_prompts_in_one_batch(engine: Engine, prompts: list[list[int]], expected: list[list[int]]) -> None:
-    assert run(engine, [make_job(prompt, max_tokens=16) for prompt in prompts]) == expected
+    assert run(engine, [make_job(prompt, max_tokens=12) for prompt in prompts]) == expected
 
 
 def test_twenty_prompts_again_from_the_prefix_cache(
     engine: Engine, prompts: list[list[int]], expected: list[list[int]]
 ) -> None:
     hits = engine.stats()["m"].prefix_cache_hits
-    assert run(engine, [make_job(prompt, max_tokens=16) for prompt in reversed(prompts)]) == expected[::-1]
+    assert run(engine, [make_job(prompt, max_tokens=12) for prompt in reversed(prompts)]) == expected[::-1]
     assert engine.stats()["m"].prefix_cache_hits > hits
 
 
-def test_prompts_alone(engine: Engine, prompts: list[list[int]], expected: list[list[int]]) -> None:
-    for index in (0, 12, 18):
-        assert run(engine, [make_job(prompts[index], max_tokens=16)]) == [expected[index]]
+def test_twenty_prompts_alone(engine: Engine, prompts: list[list[int]], expected: list[list[int]]) -> None:
+    alone = [run(engine, [make_job(prompt, max_tokens=12, salt="alone")])[0] for prompt in prompts]
+    assert alone == expected
+
+
+def test_prompts_cut_into_sevens_with_blocks_for_few(
+    engine: Engine, prompts: list[list[int]], expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scheduler = engine.scheduler
+    monkeypatch.setattr(scheduler, "max_num_batched_tokens", 7)
+    monkeypatch.setattr(scheduler, "max_num_seqs", 6)
+    lane = scheduler.generation_lanes["m"]
+    num_preemptions = lane.num_preemptions
+    monkeypatch.setattr(lane, "kv", KVCacheManager(7, engine.config.block_size))
+    short = [index for index, prompt in enumerate(prompts) if len(prompt) <= 30]
+    outputs = run(engine, [make_job(prompts[index], max_tokens=12) for index in short])
+    assert outputs == [expected[index] for index in short]
+    assert lane.num_preemptions > num_preemptions
+
+
+def test_prompts_cut_into_single_tokens(
+    engine: Engine, prompts: list[list[int]], expected: list[list[int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.scheduler, "max_num_batched_tokens", 1)
+    monkeypatch.setattr(engine.scheduler, "max_num_seqs", 1)
+    for index in (3, 9):
+        assert run(engine, [make_job(prompts[index], max_tokens=12, salt="ones")]) == [expected[index]]

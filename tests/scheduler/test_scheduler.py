@@ -22,6 +22,7 @@ def make_scheduler(
     scheduler = Scheduler(max_num_seqs=max_num_seqs, max_num_batched_tokens=budget)
     kv = KVCacheManager(num_blocks, block_size, enable_prefix_caching=prefix)
     scheduler.generation_lanes["m"] = GenerationLane("m", kv, 1000)
+    scheduler.generation_lanes["n"] = GenerationLane("n", KVCacheManager(num_blocks, block_size), 1000)
     scheduler.embedding_lanes["e"] = EmbeddingLane("e", 100)
     return scheduler
 
@@ -29,11 +30,14 @@ def make_scheduler(
 _arrival = iter(range(10**9))
 
 
-def make_request(name: str, prompt: int | list[int], max_tokens: int = 4) -> Request:
+def make_request(
+    name: str, prompt: int | list[int], max_tokens: int = 4, *, arrival: float | None = None, model: str = "m"
+) -> Request:
     rng = random.Random(name)
     tokens = prompt if isinstance(prompt, list) else [rng.randrange(1000) for _ in range(prompt)]
     params = SamplingParams(max_tokens=max_tokens, seed=0)
-    return Request.from_submit(Submit(name, "m", tokens, params, float(next(_arrival))))
+    arrival_time = float(next(_arrival)) if arrival is None else arrival
+    return Request.from_submit(Submit(name, model, tokens, params, arrival_time))
 
 
 def rows_of(plan: StepPlan) -> dict[str, tuple[int, int]]:
@@ -148,6 +152,44 @@ def test_a_preempted_request_finds_its_own_blocks_again() -> None:
     assert second.num_preemptions <= 1
 
 
+def test_requests_that_arrived_together_do_not_wait_for_each_other_for_ever() -> None:
+    scheduler = make_scheduler(num_blocks=4, block_size=4)
+    choices = [make_request(name, [*range(8)], max_tokens=8, arrival=1.0) for name in "ab"]
+    for choice in choices:
+        scheduler.add(choice)
+    for _ in range(60):
+        plan = scheduler.schedule()
+        assert plan or not scheduler.has_work
+        compute(scheduler, plan)
+    assert [choice.num_output_tokens for choice in choices] == [8, 8]
+    assert scheduler.generation_lanes["m"].num_preemptions > 0
+
+
+def test_a_preempted_request_returns_to_its_old_place() -> None:
+    scheduler = make_scheduler(num_blocks=4, block_size=4, prefix=False, max_num_seqs=2)
+    for name in ("first", "second", "third"):
+        scheduler.add(make_request(name, 7, max_tokens=6))
+    compute(scheduler, scheduler.schedule())
+    compute(scheduler, scheduler.schedule())
+    scheduler.schedule()  # the first needs a third block
+    waiting = scheduler.generation_lanes["m"].waiting
+    assert [waiting.pop().request_id for _ in range(len(waiting))] == ["second", "third"]
+
+
+def test_jobs_without_tokens_are_refused() -> None:
+    scheduler = make_scheduler()
+    with pytest.raises(RequestError, match="no tokens"):
+        scheduler.add(make_request("a", []))
+    done = make_request("b", 3, max_tokens=2)
+    done.token_ids += [1, 2]
+    with pytest.raises(RequestError, match="already has 2 of 2"):
+        scheduler.add(done)
+    for inputs in ([], [[1], []]):
+        with pytest.raises(RequestError, match="at least one token"):
+            scheduler.add_embedding(EmbeddingJob("c", "e", inputs, 0.0))
+    assert not scheduler.has_work
+
+
 def test_what_can_never_fit_is_refused_with_the_numbers() -> None:
     scheduler = make_scheduler(num_blocks=3, block_size=4)
     with pytest.raises(ContextLengthError, match=r"9 prompt tokens and 4 output tokens need 13 .* holds 12"):
@@ -200,6 +242,32 @@ def test_an_embedding_input_longer_than_the_room_does_not_starve_beside_generati
     assert [len(item.token_ids) for item in plan.embedding[0].inputs] == [20]
 
 
+def test_prompts_that_came_later_do_not_pass_a_text_that_lacks_room() -> None:
+    scheduler = make_scheduler(budget=16)
+    scheduler.add(make_request("long", 20))
+    compute(scheduler, scheduler.schedule())
+    scheduler.add_embedding(EmbeddingJob("text", "e", [[1] * 14], float(next(_arrival))))
+    scheduler.add(make_request("later", 30))
+    plan = scheduler.schedule()
+    assert rows_of(plan) == {"long": (16, 4)}
+    assert not plan.embedding
+    compute(scheduler, plan)
+    plan = scheduler.schedule()
+    assert len(plan.embedding[0].inputs) == 1
+    assert rows_of(plan) == {"long": (20, 1), "later": (0, 1)}
+
+
+def test_a_text_goes_even_if_every_token_of_the_budget_is_a_running_stream() -> None:
+    scheduler = make_scheduler(budget=2, max_num_seqs=2)
+    for name in "ab":
+        scheduler.add(make_request(name, 1, max_tokens=50))
+    compute(scheduler, scheduler.schedule())
+    scheduler.add_embedding(EmbeddingJob("text", "e", [[1] * 5, [2] * 6], float(next(_arrival))))
+    plan = scheduler.schedule()
+    assert set(rows_of(plan)) == {"a", "b"}
+    assert [len(item.token_ids) for item in plan.embedding[0].inputs] == [5]
+
+
 def test_a_blocked_model_does_not_hold_up_another() -> None:
     scheduler = make_scheduler(num_blocks=2, block_size=4)
     scheduler.add(make_request("holds", 5, max_tokens=3))
@@ -218,18 +286,19 @@ def test_a_budget_smaller_than_the_seats_is_refused() -> None:
 
 def check_integrity(scheduler: Scheduler) -> None:
     """Every block's reference count is the number of running requests that hold it."""
-    lane = scheduler.generation_lanes["m"]
-    counts = [0] * lane.kv.pool.num_blocks
-    for request in lane.running.values():
-        assert len(request.block_ids) * lane.kv.block_size >= request.num_computed_tokens
-        for block_id in request.block_ids:
-            counts[block_id] += 1
-    assert counts == lane.kv.pool.ref_counts
-    assert sorted(lane.kv.pool.free_order()) == [block for block, count in enumerate(counts) if count == 0]
+    for lane in scheduler.generation_lanes.values():
+        counts = [0] * lane.kv.pool.num_blocks
+        for request in lane.running.values():
+            assert len(request.block_ids) * lane.kv.block_size >= request.num_computed_tokens
+            for block_id in request.block_ids:
+                counts[block_id] += 1
+        assert counts == lane.kv.pool.ref_counts
+        assert sorted(lane.kv.pool.free_order()) == [block for block, count in enumerate(counts) if count == 0]
 
 
 EVENT = st.one_of(
     st.tuples(st.just("add"), st.integers(1, 30), st.integers(1, 12)),
+    st.tuples(st.just("add other"), st.integers(1, 30), st.integers(1, 12)),
     st.tuples(st.just("embed"), st.integers(1, 30), st.integers(1, 5)),
     st.tuples(st.just("cancel"), st.integers(0, 40), st.just(0)),
     st.tuples(st.just("step"), st.just(0), st.just(0)),
@@ -238,30 +307,33 @@ EVENT = st.one_of(
 
 @settings(max_examples=300, deadline=None)
 @given(
-    events=st.lists(EVENT, max_size=60),
+    events=st.lists(st.tuples(EVENT, st.integers(0, 3)), max_size=60),
     num_blocks=st.integers(11, 40),
     max_num_seqs=st.integers(1, 6),
     budget=st.integers(6, 40),
     prefix=st.booleans(),
 )
 def test_no_sequence_of_events_leaks_a_block_or_loses_a_request(
-    events: list[tuple[str, int, int]], num_blocks: int, max_num_seqs: int, budget: int, prefix: bool
+    events: list[tuple[tuple[str, int, int], int]], num_blocks: int, max_num_seqs: int, budget: int, prefix: bool
 ) -> None:
     scheduler = make_scheduler(num_blocks, 4, max_num_seqs, budget, prefix)
     requests: list[Request] = []
+    jobs: list[str] = []
     cancelled: set[str] = set()
-    for number, (event, size, count) in enumerate(events):
-        if event == "add":  # prompts begin alike, so that blocks are shared
-            request = make_request(f"r{number}", [1] * (size // 2) + [number] * (size - size // 2), max_tokens=count)
-            scheduler.add(request)
-            requests.append(request)
+    for number, ((event, size, count), arrival) in enumerate(events):
+        name = f"job-{number}"
+        if event.startswith("add"):  # prompts begin alike, so that blocks are shared; many arrive at the same time
+            model = "m" if event == "add" else "n"
+            prompt = [1] * (size // 2) + [number] * (size - size // 2)
+            requests.append(make_request(name, prompt, max_tokens=count, arrival=arrival, model=model))
+            scheduler.add(requests[-1])
+            jobs.append(name)
         elif event == "embed":
-            scheduler.add_embedding(EmbeddingJob(f"e{number}", "e", [[1] * size] * count, float(next(_arrival))))
-        elif event == "cancel" and requests:
-            victim = requests[size % len(requests)]
-            if victim.num_output_tokens < victim.sampling.max_tokens:
-                cancelled.add(victim.request_id)
-            scheduler.cancel(victim.request_id)
+            scheduler.add_embedding(EmbeddingJob(name, "e", [[1] * size] * count, arrival))
+            jobs.append(name)
+        elif event == "cancel" and jobs:
+            cancelled.add(jobs[size % len(jobs)])
+            scheduler.cancel(jobs[size % len(jobs)])
         else:
             compute(scheduler, scheduler.schedule())
         check_integrity(scheduler)
@@ -276,5 +348,5 @@ def test_no_sequence_of_events_leaks_a_block_or_loses_a_request(
     for request in requests:
         if request.request_id not in cancelled:
             assert request.num_output_tokens == request.sampling.max_tokens
-    assert scheduler.generation_lanes["m"].kv.pool.num_used == 0
+    assert all(lane.kv.pool.num_used == 0 for lane in scheduler.generation_lanes.values())
     assert not scheduler.embedding_lanes["e"].unfinished

@@ -1,0 +1,212 @@
+"""One pre-norm decoder layer in half as many operations as the module it replaces.
+
+At few rows a step is not bound by its matrix products but by the dozens of small operations around them. The layer of
+Llama, Mistral, Qwen 2 and 3 and their like is: norm, attention with rotary positions, add, norm, gated MLP, add. Here
+query, key and value are one product, and so are gate and up; the rotation treats queries and keys as one tensor; the
+additions ride on the products before them.
+
+A layer is replaced where its parts have the usual names and, as the proof, both layers answer alike on random tokens.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import torch
+from torch import nn
+from torch.nn import functional
+from transformers import PreTrainedModel
+
+from ..context import current_context, forward_context
+from .linear import PackedLinear, concatenate, is_plain
+
+# T packed tokens, H query heads, K kv heads, D head dim, E hidden size, F feed-forward size
+
+_PARTS = {"self_attn", "mlp", "input_layernorm", "post_attention_layernorm"}
+_ATTENTION_PARTS = {"q_proj", "k_proj", "v_proj", "o_proj"}
+_HEAD_NORMS = {"q_norm", "k_norm"}
+_MLP_PARTS = {"gate_proj", "up_proj", "down_proj", "act_fn"}
+_TOLERANCE = {torch.float32: 1e-4}  # relative error of what the layer adds; other dtypes: rounding of bfloat16
+_ROUNDED_TOLERANCE = 0.04
+
+
+@dataclass(slots=True)
+class _Trial:
+    """A forward context that attends densely and notes what the layer asks for."""
+
+    calls: list[tuple[int, float, int | None, float | None]] = field(default_factory=list)
+    """Layer index, scale, sliding window and softcap of each call."""
+    has_sinks: bool = False
+
+    def attend(
+        self,
+        layer_idx: int,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scale: float,
+        sliding_window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Every token attends to every other: what matters is that both layers get the same function."""
+        self.calls.append((layer_idx, scale, sliding_window, softcap))
+        self.has_sinks |= sinks is not None
+        query, key, value = (states.transpose(0, 1).unsqueeze(0) for states in (query, key, value))  # [1, heads, T, D]
+        output = functional.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=True)
+        return output[0].transpose(0, 1).contiguous()  # [T, H, D]
+
+
+class FusedDecoderLayer(nn.Module):
+    """Takes the place of a decoder layer; `fuse_layers` makes it."""
+
+    def __init__(self, layer: Any, call: tuple[int, float, int | None, float | None], *, packed: bool) -> None:
+        """`layer` has the parts named above; `call` is what its attention asked for in a trial."""
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        self._layer_idx, self._scale, self._sliding_window, self._softcap = call
+        self._head_dim: int = attention.head_dim
+        projections = [getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")]
+        self._num_heads, self._num_kv_heads, _ = (linear.out_features // self._head_dim for linear in projections)
+        self.qkv_proj = concatenate(projections, packed=packed)
+        self.o_proj = concatenate([attention.o_proj], packed=packed)
+        self.gate_up_proj = concatenate([mlp.gate_proj, mlp.up_proj], packed=packed)
+        self.down_proj = concatenate([mlp.down_proj], packed=packed)
+        self.act_fn: nn.Module = mlp.act_fn
+        self.input_layernorm: nn.Module = layer.input_layernorm
+        self.post_attention_layernorm: nn.Module = layer.post_attention_layernorm
+        self.q_norm: nn.Module | None = getattr(attention, "q_norm", None)
+        self.k_norm: nn.Module | None = getattr(attention, "k_norm", None)
+        if hasattr(layer, "attention_type"):  # by which some models choose a mask
+            self.attention_type = layer.attention_type
+        weight = projections[0].weight
+        half = torch.ones(self._head_dim // 2, dtype=weight.dtype, device=weight.device)
+        self._signs = torch.cat((-half, half))  # [D]
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_embeddings: tuple[torch.Tensor, torch.Tensor] | None = None,
+        **others: object,
+    ) -> torch.Tensor:
+        """[1, T, E] to [1, T, E]; `position_embeddings` are cosines and sines, [1, T, D] each."""
+        assert position_embeddings is not None and attention_mask is None
+        states = hidden_states[0]  # [T, E]
+        num_tokens = states.shape[0]
+        num_rotated = self._num_heads + self._num_kv_heads
+        projected = self.qkv_proj(self.input_layernorm(states))  # [T, (H + 2K) * D]
+        heads = projected.view(num_tokens, num_rotated + self._num_kv_heads, self._head_dim)  # [T, H + 2K, D]
+        rotated = self._rotate(self._normalise(heads[:, :num_rotated]), *position_embeddings)  # [T, H + K, D]
+        attended = current_context().attend(
+            self._layer_idx,
+            rotated[:, : self._num_heads],
+            rotated[:, self._num_heads :],
+            heads[:, num_rotated:],
+            scale=self._scale,
+            sliding_window=self._sliding_window,
+            softcap=self._softcap,
+            sinks=None,
+        )  # [T, H, D]
+        states = _linear_add(self.o_proj, attended.view(num_tokens, -1), states)
+        gate, up = self.gate_up_proj(self.post_attention_layernorm(states)).chunk(2, dim=-1)  # [T, F] each
+        return _linear_add(self.down_proj, self.act_fn(gate).mul_(up), states).unsqueeze(0)
+
+    def _normalise(self, heads: torch.Tensor) -> torch.Tensor:
+        """Norm of each query and key head, [T, H + K, D], for the models that have one."""
+        if self.q_norm is None or self.k_norm is None:
+            return heads
+        query, key = heads[:, : self._num_heads], heads[:, self._num_heads :]
+        return torch.cat((self.q_norm(query), self.k_norm(key)), dim=1)
+
+    def _rotate(self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """Rotary positions (arXiv 2104.09864) of `heads` [T, heads, D], the halves of D being the two coordinates.
+
+        `x * cos + (-x2, x1) * sin` is here `x * cos + (x2, x1) * (-sin, sin)`: no half is negated or copied twice.
+        """
+        signed_sin = (sin[0] * self._signs).unsqueeze(1)  # [T, 1, D]
+        swapped = heads.roll(self._head_dim // 2, dims=-1)
+        return torch.addcmul(heads * cos[0].unsqueeze(1), swapped, signed_sin)
+
+
+def fuse_layers(model: PreTrainedModel, can_pack: Callable[[nn.Linear], bool]) -> None:
+    """Replace the decoder layers of `model` that have a fused equal; the others stay.
+
+    Args:
+        model: as loaded, its parts not yet replaced.
+        can_pack: whether a linear layer may be packed for the CPU.
+    """
+    layers = getattr(model.base_model, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not all(map(_has_usual_parts, layers)):
+        return
+    for index, arguments in enumerate(_observe(model, layers)):
+        if arguments is not None:
+            layer: Any = layers[index]
+            fused = _fuse_layer(layer, *arguments, packed=can_pack(layer.self_attn.q_proj))
+            layers[index] = layer if fused is None else fused
+
+
+def _observe(model: PreTrainedModel, layers: nn.ModuleList) -> list[tuple[torch.Tensor, dict[str, Any]] | None]:
+    """Input and keyword arguments that each layer gets for a few tokens; None if it gets anything else."""
+    observed: list[tuple[torch.Tensor, dict[str, Any]] | None] = []
+
+    def note(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        cos, _ = kwargs.get("position_embeddings") or (None, None)
+        # A rotation of a part of each head, and any layer that is called otherwise, are left to the original.
+        usual = len(args) == 1 and cos is not None and cos.shape[-1] == cast(Any, layer).self_attn.head_dim
+        observed.append((args[0].clone(), kwargs) if usual else None)
+
+    hooks = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
+    positions = torch.tensor([[0, 1, 2, 5, 9, 14]], device=model.device)
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.vocab_size, positions.shape, generator=generator).to(model.device)
+    with torch.inference_mode(), forward_context(_Trial()):
+        model.base_model(input_ids=tokens, position_ids=positions, use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    return observed
+
+
+def _fuse_layer(
+    layer: Any, inputs: torch.Tensor, arguments: dict[str, Any], *, packed: bool
+) -> FusedDecoderLayer | None:
+    """The fused layer that answers like `layer` when called with these arguments, None if there is none."""
+    trial = _Trial()
+    with torch.inference_mode(), forward_context(trial):
+        expected = layer(inputs, **arguments)
+        if len(trial.calls) != 1 or trial.has_sinks or not isinstance(expected, torch.Tensor):
+            return None
+        fused = FusedDecoderLayer(layer, trial.calls[0], packed=packed)
+        actual = fused(inputs, **arguments)
+    # Of what the layers add: the residual itself is the same in both and would hide a difference.
+    added = (expected - inputs).float()
+    error = (actual - expected).float().norm() / added.norm()
+    return fused if error < _TOLERANCE.get(inputs.dtype, _ROUNDED_TOLERANCE) else None
+
+
+def _has_usual_parts(layer: Any) -> bool:
+    if {name for name, _ in layer.named_children()} != _PARTS:
+        return False
+    attention, mlp = dict(layer.self_attn.named_children()), dict(layer.mlp.named_children())
+    if attention.keys() - _HEAD_NORMS != _ATTENTION_PARTS or len(attention.keys() & _HEAD_NORMS) == 1:
+        return False
+    if mlp.keys() != _MLP_PARTS or not hasattr(layer.self_attn, "head_dim"):
+        return False
+    head_dim = layer.self_attn.head_dim
+    norms = [attention[name] for name in _HEAD_NORMS if name in attention]
+    linears = [attention[name] for name in _ATTENTION_PARTS] + [mlp[name] for name in _MLP_PARTS - {"act_fn"}]
+    together = [("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")]
+    return (
+        all(is_plain(linear) for linear in linears)
+        and all(len({(attention | mlp)[name].bias is None for name in names}) == 1 for names in together)
+        and all(norm.weight.shape == (head_dim,) for norm in norms)
+    )
+
+
+def _linear_add(linear: nn.Module, inputs: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
+    """`linear(inputs) + residual`."""
+    if isinstance(linear, PackedLinear):
+        return linear.forward_add(inputs, residual)
+    output: torch.Tensor = linear(inputs)
+    return output.add_(residual)
