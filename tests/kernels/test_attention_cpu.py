@@ -70,8 +70,8 @@ def _buckets(seq_lens: list[int], query_lens: list[int], window: int | None = No
     return [(bucket.num_units, bucket.unit_len, bucket.keys_t.shape[2]) for bucket in plan.buckets]
 
 
-def test_equal_rows_make_one_bucket_without_padding() -> None:
-    assert _buckets([100] * 32, [1] * 32) == [(32, 1, 100)]
+def test_equal_rows_make_one_bucket_of_whole_blocks() -> None:
+    assert _buckets([100] * 32, [1] * 32) == [(32, 1, 7 * BLOCK_SIZE)]
 
 
 def test_one_long_row_does_not_pad_the_others() -> None:
