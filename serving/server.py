@@ -203,13 +203,12 @@ class _Server:
 
 
 async def _report_death(engine: "EngineClient", worker: WorkerProcess, http: "HttpServer") -> None:
-    """Wait for the worker's end; unless the server is stopping, every request fails from then on with a 503."""
+    """Wait for the worker's end; every request fails from then on with a 503, those in flight included."""
     status = await _exit_status(worker)
-    if http.should_exit:
-        return
     how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    _log.error("the device worker (process %d) %s; restart the server to serve again", worker.pid, how)
     engine.mark_dead(how)
+    if not http.should_exit:  # else the server is stopping, and nobody needs the advice
+        _log.error("the device worker (process %d) %s; restart the server to serve again", worker.pid, how)
 
 
 async def _exit_status(worker: WorkerProcess) -> int:

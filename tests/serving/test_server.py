@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx2 as httpx
 import psutil
 import pytest
-from e2e.server_process import ServerProcess
+from server_process import ServerProcess
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 STUB = Path(__file__).with_name("stub_worker.py")
@@ -119,6 +119,32 @@ def test_a_dead_worker_means_503_and_not_a_dead_server(tmp_path: Path, scratch: 
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_dead")
         assert "was killed by signal 9" in server.log
         assert server.stop() == 0
+
+
+def test_a_worker_that_dies_while_the_server_stops_ends_its_requests(tmp_path: Path, scratch: Path) -> None:
+    body = {"model": "tiny", "prompt": "a " * 30, "max_tokens": 2, "stream": True}
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
+        worker_pid = server.worker_pid
+        with httpx.stream("POST", f"{server.base_url}/v1/completions", json=body, timeout=20) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: ")
+            server.process.send_signal(signal.SIGTERM)
+            while not refuses_connections(server):
+                time.sleep(0.01)
+            os.kill(worker_pid, signal.SIGKILL)
+            assert '"code":"engine_dead"' in [line for line in lines if line][-1]
+        assert server.stop() == 0
+        assert "restart the server" not in server.log
+
+
+def refuses_connections(server: ServerProcess) -> bool:
+    """Whether the server has stopped to listen."""
+    host, _, port = server.base_url.removeprefix("http://").partition(":")
+    try:
+        socket.create_connection((host, int(port))).close()
+    except OSError:
+        return True
+    return False
 
 
 def test_requests_for_a_loading_model_are_told_to_come_back(tmp_path: Path, scratch: Path) -> None:
