@@ -3,9 +3,11 @@
     python benchmarks/server.py                      starts a server of its own with the two starter models
     python benchmarks/server.py --url URL --model M  measures a server that runs already, ours or a peer's
 
-The chat workload is 64 prompt tokens and 64 output tokens per request, in bfloat16. Embeddings are compared with
-`SentenceTransformer.encode` of the same kind of texts in this process, which runs while the server is idle. Results
-land in benchmarks/results as JSON; the table is printed last. Keep the machine quiet: one busy core halves the numbers.
+The chat workload is 64 prompt tokens and 64 output tokens per request. Weights have the number format that
+`--dtype auto` picks: bfloat16 on a processor with instructions for it, float32 on any other; the server's first table
+names it. Further arguments go to `penstock serve`. Embeddings are compared with `SentenceTransformer.encode`, in
+float32, of the same kind of texts in this process, which runs when the server has ended. Results land in
+benchmarks/results as JSON. Keep the machine quiet: one busy core halves the numbers.
 """
 
 import argparse
@@ -17,8 +19,16 @@ import urllib.request
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
+from rich.console import Console
+
+from penstock.serving.cli import make_serve_parser
+from penstock.serving.settings import load_settings
+from penstock.serving.shelf.download import fetch_starter
+from penstock.serving.shelf.starter import STARTER_MODELS
+
 RESULTS = Path(__file__).parent / "results"
 CHAT_MODEL, EMBEDDING_MODEL = "smollm2-135m-instruct", "all-minilm-l6-v2"
+WORDS = "water under pressure turns the wheel that lights the lamps of the town at night"
 STREAMS = (1, 8, 32)
 PORT = 8234
 
@@ -66,30 +76,12 @@ def bench(url: str, model: str, name: str, *arguments: str) -> None:
     subprocess.run([*command, "--json", str(RESULTS / f"{name}.json"), *arguments], check=True)
 
 
-def encode_in_process(num_texts: int, batch_size: int) -> float:
+def encode_in_process(folder: Path, num_texts: int, batch_size: int) -> float:
     """Texts a second of the library alone: one call of `encode` over texts of about thirty tokens."""
     from sentence_transformers import SentenceTransformer
 
-    from penstock.serving.shelf.starter import starter_folder
-
-    model = SentenceTransformer(str(starter_folder(EMBEDDING_MODEL)), device="cpu")
-    words = [
-        "water",
-        "under",
-        "pressure",
-        "turns",
-        "the",
-        "wheel",
-        "that",
-        "lights",
-        "the",
-        "lamps",
-        "of",
-        "the",
-        "town",
-        "at",
-        "night",
-    ]
+    model = SentenceTransformer(str(folder), device="cpu")
+    words = WORDS.split()
     texts = [" ".join(words[(i + j) % len(words)] for j in range(28)) for i in range(num_texts)]
     model.encode(texts[:batch_size], batch_size=batch_size)
     started = time.perf_counter()
@@ -110,7 +102,7 @@ def main() -> None:
         for streams in STREAMS:
             bench(
                 url, options.model, f"{options.label}-chat-{streams}",
-                "--endpoint", "chat", "--concurrency", str(streams), "--num-requests", str(8 + 4 * streams),
+                "--endpoint", "chat", "--concurrency", str(streams), "--num-requests", str(max(8, 6 * streams)),
                 "--warmup", str(streams), "--input-len", "64", "--output-len", "64", "--label", options.label,
             )  # fmt: skip
         if not options.skip_embeddings:
@@ -120,7 +112,9 @@ def main() -> None:
                 "--batch-size", "32", "--input-len", "28", "--label", options.label,
             )  # fmt: skip
     if not options.skip_embeddings:
-        print(f"SentenceTransformer.encode in this process: {encode_in_process(1024, 32):.0f} texts/s")
+        home = load_settings(vars(make_serve_parser().parse_args(serve_arguments))).home
+        folder = fetch_starter(STARTER_MODELS[EMBEDDING_MODEL], home, Console(stderr=True))
+        print(f"SentenceTransformer.encode in this process: {encode_in_process(folder, 1024, 32):.0f} texts/s")
 
 
 if __name__ == "__main__":
