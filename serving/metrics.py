@@ -10,7 +10,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from penstock.scheduler.messages import ModelStats, StepOutputs
+from penstock.scheduler.messages import JobTimings, ModelStats, StepOutputs
 
 from .engine_client import EngineClient
 
@@ -18,6 +18,11 @@ _LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.
 _GAP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _TOKEN_BUCKETS = (1, 4, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
 _MODEL = ("model_name",)
+_PHASES = {
+    "queue": "Submission of a job to its first scheduling, in the worker.",
+    "prefill": "First scheduling of a job to its first token.",
+    "decode": "First token of a job to its last.",
+}
 
 
 class Metrics:
@@ -60,6 +65,12 @@ class Metrics:
             registry=registry,
             buckets=_LATENCY_BUCKETS,
         )
+        self._phases = {
+            phase: Histogram(
+                f"vllm:request_{phase}_time_seconds", text, _MODEL, registry=registry, buckets=_LATENCY_BUCKETS
+            )
+            for phase, text in _PHASES.items()
+        }
         self._finished = Counter(
             "vllm:request_success", "Finished choices.", (*_MODEL, "finished_reason"), registry=registry
         )
@@ -103,11 +114,18 @@ class Metrics:
         if mean_gap is not None:
             self._mean_gap.labels(model).observe(mean_gap)
 
+    def observe_timings(self, model: str, timings: JobTimings) -> None:
+        """Where one finished job spent its time; jobs that the front cancels, at a stop string too, have no timings."""
+        for phase, seconds in (("queue", timings.queued), ("prefill", timings.prefill), ("decode", timings.decode)):
+            self._phases[phase].labels(model).observe(seconds)
+
     def count_embedded(self, model: str, num_texts: int) -> None:
         """Texts of a finished embedding job."""
         self._embedded.labels(model).inc(num_texts)
 
     def _on_step(self, step: StepOutputs) -> None:
+        if not step.num_batched_tokens:
+            return  # news between two steps
         self._step_seconds.observe(step.step_seconds)
         self._step_tokens.observe(step.num_batched_tokens)
 

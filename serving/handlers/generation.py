@@ -110,6 +110,8 @@ async def _run_choice(
                 elif output.token_ids:
                     metrics.observe_gap(model, (now - last) / len(output.token_ids))
                 last = now
+                if output.timings is not None:
+                    metrics.observe_timings(model, output.timings)
                 delta = choice.feed(output)
                 if choice.finish_reason is not None:
                     reason = choice.finish_reason

@@ -68,6 +68,7 @@ def resolve_sampling(
     check_token_ids(body.logit_bias, ready, "logit_bias")
     check_token_ids(body.stop_token_ids, ready, "stop_token_ids")
     max_tokens = room if wanted == NO_LIMIT else min(wanted, room)
+    top_k = int(_first(body.top_k, defaults.top_k))
     return SamplingParams(
         max_tokens=max_tokens,
         seed=random.getrandbits(64) - 2**63 if body.seed is None else body.seed,
@@ -77,7 +78,7 @@ def resolve_sampling(
         frequency_penalty=body.frequency_penalty,
         min_tokens=min(body.min_tokens, max_tokens),
         temperature=_first(body.temperature, defaults.temperature),
-        top_k=max(0, int(_first(body.top_k, defaults.top_k))),
+        top_k=top_k if 0 < top_k < ready.vocab_size else 0,  # the engine's "all", whatever number said so
         top_p=max(SMALLEST_TOP_P, _first(body.top_p, defaults.top_p)),
         min_p=_first(body.min_p, defaults.min_p),
         stop_token_ids=tuple(body.stop_token_ids),

@@ -29,7 +29,7 @@ def models_router(services: Services) -> APIRouter:
 def _entry(services: Services, served: ServedModel) -> dict[str, object]:
     """OpenAI's model object; what follows `owned_by` is ours and what routers and benchmarks look for."""
     ready = services.engine.models.get(served.name)
-    return {
+    entry: dict[str, object] = {
         "id": served.name,
         "object": "model",
         "created": served.created,
@@ -38,3 +38,6 @@ def _entry(services: Services, served: ServedModel) -> dict[str, object]:
         "state": "loaded" if ready else "loading",
         "max_model_len": ready.max_model_len if ready else None,
     }
+    if ready:
+        entry["architecture"] = ready.architecture
+    return entry

@@ -1,7 +1,6 @@
 """What the API side knows of a model: its name, tokenizer, chat template and defaults, read from its folder."""
 
 import json
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +105,7 @@ def _generation_defaults(config: dict[str, Any]) -> GenerationDefaults:
     return GenerationDefaults(
         temperature=number("temperature", 0.0, 2.0, 1.0),
         top_p=number("top_p", 1e-6, 1.0, 1.0),
-        top_k=int(number("top_k", 0, math.inf, 0)),
+        top_k=int(number("top_k", 0, 2**31, 0)),
         min_p=number("min_p", 0.0, 1.0, 0.0),
         repetition_penalty=number("repetition_penalty", 1e-6, 100.0, 1.0),
     )

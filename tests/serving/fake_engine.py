@@ -17,12 +17,16 @@ from penstock.scheduler.messages import (
     Embed,
     EmbeddingOutput,
     JobError,
+    JobTimings,
     ModelReady,
     ModelStats,
     RequestOutput,
     StepOutputs,
     Submit,
     TokenLogprobs,
+    UpMessage,
+    decode,
+    encode,
 )
 from penstock.serving.app import create_app
 from penstock.serving.engine_client import EngineClient
@@ -171,6 +175,7 @@ class FakeEngine(EngineClient):
                     finish_reason=reason if last else None,
                     stop_token_id=new[-1] if last and reason == "stop" else None,
                     logprobs=self._logprobs(job, new),
+                    timings=JobTimings(0.25, 0.5, 2.0, 0) if last else None,
                 )
             )
         return outputs
@@ -183,7 +188,8 @@ class FakeEngine(EngineClient):
             TokenLogprobs(-0.5, [i, *range(10, 9 + n)][:n], [-0.5, *(-float(k) for k in range(1, n))][:n]) for i in ids
         ]
 
-    def _send(self, message: object) -> None:
+    def _send(self, message: UpMessage) -> None:
+        message = decode(encode(message))  # type: ignore[assignment]  # what cannot cross the wire fails here too
         match message:
             case Submit() | Embed():
                 self.jobs.append(message)
@@ -216,10 +222,14 @@ def fake_vector(ids: list[int]) -> "np.ndarray[Any, np.dtype[np.float32]]":
     return normalised
 
 
-def step(outputs: list[RequestOutput] | None = None, embeddings: list[EmbeddingOutput] | None = None) -> StepOutputs:
+def step(
+    outputs: list[RequestOutput] | None = None,
+    embeddings: list[EmbeddingOutput] | None = None,
+    num_batched_tokens: int = 12,
+) -> StepOutputs:
     """One engine step's message."""
     stats = ModelStats(1, 2, 100, 25, 40, 10, 3, 30, 7)
-    return StepOutputs(outputs or [], embeddings or [], {CHAT: stats}, 0.01, 12)
+    return StepOutputs(outputs or [], embeddings or [], {CHAT: stats}, 0.01, num_batched_tokens)
 
 
 class Front:

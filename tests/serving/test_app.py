@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from fake_engine import BARE, CHAT, EMBED, error, open_front
+from fake_engine import BARE, CHAT, EMBED, error, open_front, step
 from prometheus_client.parser import text_string_to_metric_families
 
 from penstock.scheduler.messages import ModelFailed
@@ -22,7 +22,9 @@ async def test_models_are_listed_with_what_clients_look_for() -> None:
             "type": "llm",
             "state": "loaded",
             "max_model_len": 256,
+            "architecture": "Tiny",
         }
+        assert "architecture" not in listed["data"][1]
         assert [(m["id"], m["state"], m["type"]) for m in listed["data"][1:]] == [
             (BARE, "loading", "llm"),
             (EMBED, "loaded", "embeddings"),
@@ -65,7 +67,7 @@ async def test_probes_by_head() -> None:
 async def test_metrics_show_engine_and_front() -> None:
     async with open_front() as front:
         await front.chat()
-        await front.chat(stop="lo wor")
+        await front.chat(stop="lo wor")  # cancelled by the front: such a job has no timings
         await front.embed(input=["a", "b"])
         await front.http.get("/nowhere")
         await front.chat(n=0)
@@ -88,6 +90,10 @@ async def test_metrics_show_engine_and_front() -> None:
             ("vllm:num_preemptions_total", 3),
             ("vllm:time_to_first_token_seconds_count", 2),
             ("vllm:e2e_request_latency_seconds_count", 2),
+            ("vllm:request_queue_time_seconds_count", 1),
+            ("vllm:request_queue_time_seconds_sum", 0.25),
+            ("vllm:request_prefill_time_seconds_sum", 0.5),
+            ("vllm:request_decode_time_seconds_sum", 2.0),
         ]:
             assert samples[name, CHAT] == value, name
         assert samples["vllm:request_success_total", "stop", CHAT] == 2
@@ -99,6 +105,16 @@ async def test_metrics_show_engine_and_front() -> None:
         assert samples["penstock_http_requests_total", "/v1/chat/completions", "200"] == 2
         assert samples["penstock_http_requests_total", "/v1/chat/completions", "400"] == 1
         assert samples["penstock_http_requests_total", "404", "other"] == 1
+
+
+async def test_news_between_steps_is_no_step() -> None:
+    async with open_front() as front:
+        front.engine._deliver(step(num_batched_tokens=0))
+        assert "penstock_step_seconds_count 0.0" in front.app_metrics()
+        assert 'vllm:num_requests_running{model_name="tiny-chat"} 1.0' in front.app_metrics()
+        front.engine._deliver(step())
+        assert "penstock_step_seconds_count 1.0" in front.app_metrics()
+        assert "penstock_step_batched_tokens_sum 12.0" in front.app_metrics()
 
 
 async def test_two_applications_do_not_share_metrics() -> None:

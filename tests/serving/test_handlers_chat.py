@@ -282,6 +282,26 @@ async def test_sampling_fields_reach_the_engine() -> None:
         assert (job.priority, job.cache_salt, sampling.logprobs) == (-3, "s", None)
 
 
+@pytest.mark.parametrize(
+    ("top_k", "expected"), [(-1, 0), (0, 0), (1, 1), (319, 319), (320, 0), (2**63, 0), (2**64 - 1, 0)]
+)
+async def test_a_top_k_that_keeps_everything_is_none(top_k: int, expected: int) -> None:
+    async with open_front() as front:
+        assert (await front.chat(top_k=top_k)).status_code == 200
+        assert front.engine.job.sampling.top_k == expected
+
+
+async def test_whole_numbers_beyond_64_bits_are_refused() -> None:
+    async with open_front() as front:
+        for name in ("top_k", "seed", "priority", "min_tokens", "max_tokens", "n", "stop_token_ids", "top_logprobs"):
+            for value in (2**64, -(2**64)):
+                body = f'{{"model": "{CHAT}", "messages": [{{"role": "user", "content": "hi"}}], "{name}": '
+                body += f"[{value}]}}" if name == "stop_token_ids" else f"{value}}}"
+                response = await front.http.post("/v1/chat/completions", content=body)
+                assert response.status_code == 400, (name, value, response.text)
+        assert not front.engine.jobs
+
+
 async def test_the_models_own_defaults_fill_what_the_client_leaves_out() -> None:
     async with open_front() as front:
         defaults = front.shelf[CHAT].defaults

@@ -33,6 +33,13 @@ def test_generation_folder(tmp_path: Path) -> None:
     assert model.chat_template.render([], add_generation_prompt=False) == "<b><e>"
 
 
+@pytest.mark.parametrize("top_k", [float("inf"), float("nan"), 2**63, 10**30, -1, True])
+def test_a_default_out_of_range_is_ignored(tmp_path: Path, top_k: float) -> None:
+    tiny_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    write(tmp_path, generation_config={"top_k": top_k, "temperature": float("inf"), "min_p": float("nan")})
+    assert load_served_model("m", "generate", tmp_path).defaults == GenerationDefaults()
+
+
 def test_embedding_folder(tmp_path: Path) -> None:
     tiny_embedding_tokenizer().save(str(tmp_path / "tokenizer.json"))
     write(tmp_path, tokenizer_config={"model_max_length": 512})
