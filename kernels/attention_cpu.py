@@ -13,7 +13,7 @@ import torch
 
 from .attention_batch import AttentionBatch
 from .attention_cpu_plan import Bucket, LayerKind, Plan, make_plan
-from .cache_write import write_rows
+from .cache_write import clear_rows, write_rows
 from .checks import check_attention
 
 
@@ -43,6 +43,9 @@ def attend(
         key, value = key[plan.stored_tokens], value[plan.stored_tokens]
     write_rows(key, key_cache, plan.write_rows)
     write_rows(value, value_cache, plan.write_rows)
+    if plan.clear_rows is not None:  # one decode step in S; 4 microseconds a cache, 34 if 32 rows begin a block at once
+        clear_rows(key_cache, plan.clear_rows)
+        clear_rows(value_cache, plan.clear_rows)
 
     page_shape = (-1, batch.block_size * head_dim)
     value_page_shape = (-1, batch.block_size * value_head_dim)

@@ -3,7 +3,10 @@
 A unit is up to `_MAX_UNIT_TOKENS` consecutive tokens of one row, with the keys that they see: a decoding row is one
 unit, a prompt several, each of which reads no key behind its own last token. Units of like size form a bucket and are
 computed together, padded to the largest of them: a padded token repeats the unit's last one and gets the same result, a
-padded key repeats the row's last block and is masked. So no unit reads memory of another request.
+padded key repeats the row's last block and is masked. So no unit reads a block of another request.
+
+A mask cannot hide a NaN or infinity, and an earlier owner whose numbers overflowed may have left some in a block. So
+the step that begins a block and does not fill it clears the slots behind its row's last token.
 
 Legend: T packed tokens, R rows, U units of a bucket, q tokens of a unit, C keys of a unit, n blocks of a unit, H query
 heads, K kv heads, D head dim (Dv of the values), S block size.
@@ -64,6 +67,8 @@ class Plan:
     stored_tokens: torch.Tensor | None
     """[at most T] int64: the tokens to store in the cache; None: all."""
     write_rows: torch.Tensor  # [stored tokens * K] int64, see `cache_rows`
+    clear_rows: torch.Tensor | None
+    """[cleared slots * K] int64, see `cache_rows`; None: the step begins no block that it does not fill."""
     buckets: list[Bucket]
 
 
@@ -94,7 +99,24 @@ def make_plan(batch: AttentionBatch, kind: LayerKind) -> Plan:
     # Values may overwrite the keys, which have been used by then: half the memory stays in the processor's caches.
     same = kind.value_head_dim == kind.head_dim
     values = keys if same else torch.empty(page_tokens * kind.value_head_dim, dtype=kind.dtype)
-    return Plan(stored_tokens, write_rows, [_bucket(group, batch, kind, keys, values) for group in groups])
+    buckets = [_bucket(group, batch, kind, keys, values) for group in groups]
+    return Plan(stored_tokens, write_rows, _clear_rows(batch, kind.num_kv_heads), buckets)
+
+
+def _clear_rows(batch: AttentionBatch, num_kv_heads: int) -> torch.Tensor | None:
+    """Rows of the cache behind the last token of each request whose last block the step begins and does not fill."""
+    host, block_size = batch.host, batch.block_size
+    used = host.seq_lens % block_size  # [R] tokens in the last block; 0: it is full
+    begun = (used > 0) & (used <= np.diff(host.query_start_loc))
+    used = used[begun]
+    first_slots = host.slot_mapping[host.query_start_loc[1:][begun] - used]  # of the last blocks
+    stored = first_slots >= 0
+    first_slots, used = first_slots[stored], used[stored]
+    if not len(used):
+        return None
+    offset = np.arange(block_size)
+    slots = (first_slots[:, None] + offset)[offset >= used[:, None]]
+    return cache_rows(torch.from_numpy(slots), num_kv_heads, block_size)
 
 
 def _cut(batch: AttentionBatch, sliding_window: int | None) -> _Units:

@@ -89,3 +89,8 @@ def write_rows(states: torch.Tensor, cache: torch.Tensor, rows: torch.Tensor) ->
     head_dim = cache.shape[-1]
     # One index into rows of D: a third of the time of an index into blocks and one into offsets.
     cache.view(-1, head_dim).index_copy_(0, rows, states.reshape(-1, head_dim))
+
+
+def clear_rows(cache: torch.Tensor, rows: torch.Tensor) -> None:
+    """Zero `cache` [B, K, S, D] at `rows` of `cache_rows`."""
+    cache.view(-1, cache.shape[-1]).index_fill_(0, rows, 0.0)

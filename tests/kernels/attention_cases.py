@@ -104,19 +104,68 @@ def run(attend: Callable[..., torch.Tensor], case: Case, device: str = "cpu") ->
 
 
 def error(attend: Callable[..., torch.Tensor], case: Case, device: str = "cpu") -> float:
-    """Largest difference from the reference; infinite if the caches, the shape or the layout are wrong."""
+    """Largest difference from the reference; infinite if the caches, the shape or the layout are wrong.
+
+    Only the slots behind a row's last token may differ: what lies there is the implementation's business.
+    """
     expected, expected_inputs = run(attend_reference, case, device)
     output, inputs = run(attend, case, device)
+    held = ~_tails(inputs).unsqueeze(1).expand(inputs.key_cache.shape[:3])  # [B, K, S]
     if output.shape != expected.shape or output.dtype != case.dtype or not output.is_contiguous():
         return float("inf")
     for cache, expected_cache in (
         (inputs.key_cache, expected_inputs.key_cache),
         (inputs.value_cache, expected_inputs.value_cache),
     ):
-        if not torch.equal(cache, expected_cache):
+        if not torch.equal(cache[held], expected_cache[held]):
             return float("inf")
+    return _difference(output, expected)
+
+
+def _tails(inputs: Inputs) -> torch.Tensor:
+    """[B, S] bool: slots behind a row's last token in its last block."""
+    tails = torch.zeros(inputs.key_cache.shape[0], BLOCK_SIZE, dtype=torch.bool, device=inputs.key_cache.device)
+    for blocks, seq_len in zip(inputs.batch.block_table, inputs.batch.seq_lens.tolist(), strict=True):
+        if seq_len % BLOCK_SIZE:
+            tails[blocks[seq_len // BLOCK_SIZE], seq_len % BLOCK_SIZE :] = True
+    return tails
+
+
+def _difference(output: torch.Tensor, expected: torch.Tensor) -> float:
     difference = (output.float() - expected.float()).abs().max().item()
     return difference if difference == difference else float("inf")
+
+
+def error_in_used_memory(
+    attend: Callable[..., torch.Tensor], left: float, window: int | None = None, device: str = "cpu"
+) -> float:
+    """Largest difference from the reference over the steps of four requests whose blocks hold nothing but `left`.
+
+    Prompts come in chunks that end and begin inside blocks and at their edges, and requests decode over such an edge.
+    """
+    num_heads, num_kv_heads, head_dim, value_head_dim = 6, 3, 32, 16
+    generator = torch.Generator().manual_seed(0)
+    tables = torch.randperm(20, generator=generator).view(4, 5).tolist()
+    caches = [
+        [torch.full((20, num_kv_heads, BLOCK_SIZE, dim), left, device=device) for dim in (head_dim, value_head_dim)]
+        for _ in range(2)
+    ]
+    lengths, largest = [0, 0, 0, 0], 0.0
+    for chunks in ((1, 5, 27, 33), (1, 11, 17, 7), (1, 1, 3, 9), *[(1, 1, 1, 1)] * 3):
+        slots = []
+        for row, count in enumerate(chunks):
+            position = np.arange(lengths[row], lengths[row] + count)
+            slots.append(np.array(tables[row])[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE)
+            lengths[row] += count
+        batch = AttentionBatch.build(tables, lengths, list(chunks), np.concatenate(slots), BLOCK_SIZE, device)
+        states = [
+            torch.randn(sum(chunks), heads, dim, generator=generator).to(device)
+            for heads, dim in ((num_heads, head_dim), (num_kv_heads, head_dim), (num_kv_heads, value_head_dim))
+        ]
+        output = attend(*states, *caches[0], batch, head_dim**-0.5, window)
+        expected = attend_reference(*states, *caches[1], batch, head_dim**-0.5, window)
+        largest = max(largest, _difference(output, expected))
+    return largest
 
 
 def limit(case: Case) -> float:

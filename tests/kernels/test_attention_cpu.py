@@ -1,7 +1,9 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
-from attention_cases import BLOCK_SIZE, CASES, DECODE, MIXED, Case, error, limit, make_inputs, run
+from attention_cases import BLOCK_SIZE, CASES, DECODE, MIXED, Case, error, error_in_used_memory, limit, make_inputs, run
 
 from penstock.kernels.attention import AttentionBatch, paged_attention
 from penstock.kernels.attention_cpu import attend
@@ -52,6 +54,36 @@ def test_the_memory_of_other_requests_is_never_read() -> None:
         inputs.query, inputs.key, inputs.value, inputs.key_cache, inputs.value_cache, inputs.batch, 64**-0.5
     )
     assert torch.equal(output, expected)
+
+
+@pytest.mark.parametrize("left", [torch.nan, torch.inf])
+@pytest.mark.parametrize("window", [None, 12])
+def test_what_earlier_owners_left_in_blocks_changes_nothing(left: float, window: int | None) -> None:
+    assert error_in_used_memory(attend, left, window) <= 1e-5
+
+
+@pytest.mark.parametrize(
+    ("seq_lens", "query_lens", "cleared"),
+    [
+        ([5, 31, 48], [1, 1, 1], []),  # the blocks were begun earlier or are full
+        ([32, 48], [32, 20], []),
+        ([33, 18], [1, 2], [*range(33, 48), *range(48 + 18, 48 + 32)]),
+        ([20], [10], [*range(20, 32)]),
+        ([20], [3], []),
+    ],
+)
+def test_only_the_end_of_a_block_that_the_step_begins_is_cleared(
+    seq_lens: list[int], query_lens: list[int], cleared: list[int]
+) -> None:
+    first_blocks = np.cumsum([0, *(-(-length // BLOCK_SIZE) for length in seq_lens)]).tolist()
+    tables = [list(range(*ends)) for ends in itertools.pairwise(first_blocks)]
+    rows = zip(first_blocks, seq_lens, query_lens, strict=False)
+    slots = np.concatenate([first * BLOCK_SIZE + np.arange(end - count, end) for first, end, count in rows])
+    batch = AttentionBatch.build(tables, seq_lens, query_lens, slots, BLOCK_SIZE, "cpu")
+    plan = make_plan(batch, LayerKind(1, 1, 8, 8, torch.float32, None))
+    assert (plan.clear_rows is None) == (not cleared)
+    if plan.clear_rows is not None:
+        assert plan.clear_rows.tolist() == cleared
 
 
 def test_layers_of_one_kind_share_a_plan() -> None:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import CASES, CHUNKS, MIXED, PREFILL, Case, error, limit, make_inputs
+from attention_cases import CASES, CHUNKS, MIXED, PREFILL, Case, error, error_in_used_memory, limit, make_inputs
 from triton_interpreter import interpreter
 
 PADDED = Case(((40, 1), (16, 1), (600, 1)), window=500)
@@ -32,6 +32,13 @@ def triton_error(case: Case) -> float:
     return error(attend, case)
 
 
+def triton_error_in_used_memory(left: float, window: int | None) -> float:
+    """`error_in_used_memory` of the Triton kernels, in the interpreter's process."""
+    from penstock.kernels.attention_triton import attend
+
+    return error_in_used_memory(attend, left, window)
+
+
 def padding_row(case: Case) -> tuple[float, float]:
     """Largest outputs of a decode row without keys: without and with a sink."""
     from penstock.kernels.attention_triton import attend
@@ -56,6 +63,11 @@ def process() -> Iterator[Executor]:
 @pytest.mark.parametrize("case", INTERPRETED, ids=str)
 def test_equals_the_reference(process: Executor, case: Case) -> None:
     assert process.submit(triton_error, case).result() <= limit(case)
+
+
+@pytest.mark.parametrize(("left", "window"), [(torch.nan, None), (torch.inf, 12)])
+def test_what_earlier_owners_left_in_blocks_changes_nothing(process: Executor, left: float, window: int | None) -> None:
+    assert process.submit(triton_error_in_used_memory, left, window).result() <= 1e-5
 
 
 def test_a_padding_row_gives_zeros(process: Executor) -> None:
