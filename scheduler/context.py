@@ -2,7 +2,8 @@
 
 A model calls the registered attention function with its layer's queries, keys and values only. Where those keys go and
 which ones a query may see belongs to the step, so the runner puts it here around the call of the model. This is the one
-module global of the engine: keyword arguments would become guards of a compiled graph and recompile it at every step.
+module global of the engine: keyword arguments would have to come through the code of every model, and not all pass on
+what they do not know.
 """
 
 from collections.abc import Iterator
