@@ -21,11 +21,12 @@ def compile_kernels() -> None:
 
     plain = {"WINDOW": 0, "SOFTCAP": False, "SINKS": False}
     full = {"WINDOW": 4096, "SOFTCAP": True, "SINKS": True}
-    for dtype, head_dim, value_head_dim, group, options in (
-        (torch.bfloat16, 64, 64, 3, plain),
-        (torch.bfloat16, 128, 128, 4, full),
-        (torch.bfloat16, 192, 128, 1, plain),
-        (torch.float32, 64, 64, 4, plain),
+    for dtype, head_dim, value_head_dim, group, splits, options in (
+        (torch.bfloat16, 64, 64, 3, 8, plain),
+        (torch.bfloat16, 128, 128, 4, 1, full),
+        (torch.bfloat16, 192, 128, 1, 8, plain),
+        (torch.float16, 64, 64, 3, 1, full),
+        (torch.float32, 64, 64, 4, 1, plain),
     ):
         block_m, block_n, num_warps = tile_sizes(group, next_power_of_2(head_dim), dtype)
         constants = options | {
@@ -39,7 +40,7 @@ def compile_kernels() -> None:
             "BLOCK_M": block_m,
             "BLOCK_N": block_n,
             "TILE": 64,
-            "SPLITS": 8,
+            "SPLITS": splits,
             "MIN_LEN": 256,
             "LOG2_E": 1.4426950408889634,
             "NUM_KV_HEADS": 3,
@@ -61,7 +62,7 @@ def _compile(kernel: Any, dtype: torch.dtype, constants: dict[str, Any], num_war
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    states = "*bf16" if dtype == torch.bfloat16 else "*fp32"
+    states = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}[dtype]
     types = dict.fromkeys(("query", "key", "value", "key_cache", "value_cache", "output"), states)
     types |= dict.fromkeys(("partial_output", "partial_lse", "sinks"), "*fp32")
     types |= dict.fromkeys(("block_table", "seq_lens", "query_start_loc"), "*i32")
