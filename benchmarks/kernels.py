@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from penstock.kernels.attention import AttentionBatch, paged_attention
-from penstock.kernels.attention_reference import attend_reference, cache_write_reference
-from penstock.kernels.cache_write import cache_write, empty_kv_cache
+from penstock.kernels.attention_reference import attend_reference
+from penstock.kernels.cache_write import empty_kv_cache
 
 NUM_LAYERS = 4
 
@@ -35,7 +35,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Microseconds of one call, and the keys and values that it reads or writes a second."""
+    """Microseconds of one call, and the keys and values that it reads a second."""
 
     operation: str
     workload: str
@@ -70,12 +70,12 @@ def main() -> None:
     results = []
     with torch.inference_mode():
         for workload in WORKLOADS:
-            for result in measure(workload, arguments):
-                results.append(result)
-                print(
-                    f"{result.operation:<16} {result.workload:<28} {result.microseconds:>10.1f} "
-                    f"{result.reference_microseconds:>13.1f} {result.gigabytes_per_second:>8.1f}"
-                )
+            result = measure(workload, arguments)
+            results.append(result)
+            print(
+                f"{result.operation:<16} {result.workload:<28} {result.microseconds:>10.1f} "
+                f"{result.reference_microseconds:>13.1f} {result.gigabytes_per_second:>8.1f}"
+            )
     if arguments.json:
         report = {
             "command": sys.argv,
@@ -91,7 +91,7 @@ def describe(device: str) -> str:
     return f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
-def measure(workload: Workload, arguments: argparse.Namespace) -> list[Measurement]:
+def measure(workload: Workload, arguments: argparse.Namespace) -> Measurement:
     dtype, device, block_size = getattr(torch, arguments.dtype), arguments.device, arguments.block_size
     num_kv_heads, head_dim = arguments.kv_heads, arguments.head_dim
     seq_len = workload.context + workload.new_tokens
@@ -123,23 +123,11 @@ def measure(workload: Workload, arguments: argparse.Namespace) -> list[Measureme
     def plain(layer: int) -> None:
         attend_reference(query, key, value, *caches[layer], batch, scale)
 
-    def write(layer: int) -> None:
-        cache_write(key, value, *caches[layer], batch.slot_mapping)
-
-    def plain_write(layer: int) -> None:
-        cache_write_reference(key, value, *caches[layer], batch.slot_mapping)
-
     token_bytes = 2 * num_kv_heads * head_dim * dtype.itemsize
-    results = []
-    for operation, function, reference, tokens in (
-        ("paged_attention", fast, plain, workload.rows * seq_len),
-        ("cache_write", write, plain_write, num_tokens),
-    ):
-        seconds = best(function, device, arguments.seconds)
-        reference_seconds = best(reference, device, 0.0)
-        bandwidth = tokens * token_bytes / seconds / 1e9
-        results.append(Measurement(operation, workload.name, seconds * 1e6, reference_seconds * 1e6, bandwidth))
-    return results
+    seconds = best(fast, device, arguments.seconds)
+    reference_seconds = best(plain, device, 0.0)
+    bandwidth = workload.rows * seq_len * token_bytes / seconds / 1e9
+    return Measurement("paged_attention", workload.name, seconds * 1e6, reference_seconds * 1e6, bandwidth)
 
 
 def best(function: Callable[[int], None], device: str, seconds: float) -> float:

@@ -16,7 +16,7 @@ def cache_write_reference(
     value_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
 ) -> None:
-    """`cache_write`, token by token."""
+    """Store the keys and values of the step in the caches, token by token; a negative slot stores nothing."""
     block_size = key_cache.shape[2]
     for token, slot in enumerate(slot_mapping.tolist()):
         if slot >= 0:

@@ -1,12 +1,9 @@
-"""The paged KV cache's memory and the operation that stores a step's keys and values in it.
+"""The paged KV cache's memory, and how the CPU's attention stores a step's keys and values in it.
 
 Legend: T packed tokens, K kv heads, D head dim (Dv of the values), B blocks, S block size.
 """
 
 import torch
-
-from .checks import check_shape
-from .dispatch import cache_write_for
 
 
 def empty_kv_cache(
@@ -25,49 +22,6 @@ def empty_kv_cache(
     """
     # Written in full on purpose: memory that the kernel zeroes at its first use made single steps 250 ms longer.
     return torch.zeros(num_blocks, num_kv_heads, block_size, head_dim, dtype=dtype, device=device)
-
-
-def cache_write(
-    key: torch.Tensor,
-    value: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
-) -> None:
-    """Store each token's key and value in its slot.
-
-    Args:
-        key: [T, K, D].
-        value: [T, K, Dv].
-        key_cache: [B, K, S, D], written in place.
-        value_cache: [B, K, S, Dv], likewise.
-        slot_mapping: [T] int64, `block * S + offset`; -1: the token is not stored. No slot twice.
-
-    Raises:
-        ValueError: the shapes do not fit each other.
-    """
-    num_tokens, num_kv_heads, head_dim = key.shape
-    check_shape("value", value, (num_tokens, num_kv_heads, None))
-    check_shape("key_cache", key_cache, (None, num_kv_heads, None, head_dim))
-    check_shape("value_cache", value_cache, (*key_cache.shape[:3], value.shape[2]))
-    check_shape("slot_mapping", slot_mapping, (num_tokens,))
-    cache_write_for(key.device.type)(key, value, key_cache, value_cache, slot_mapping)
-
-
-def cache_write_torch(
-    key: torch.Tensor,
-    value: torch.Tensor,
-    key_cache: torch.Tensor,
-    value_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
-) -> None:
-    """`cache_write` in torch operations, for the CPU."""
-    stored = slot_mapping >= 0
-    if not bool(stored.all()):
-        key, value, slot_mapping = key[stored], value[stored], slot_mapping[stored]
-    rows = cache_rows(slot_mapping, key_cache.shape[1], key_cache.shape[2])
-    write_rows(key, key_cache, rows)
-    write_rows(value, value_cache, rows)
 
 
 def cache_rows(slot_mapping: torch.Tensor, num_kv_heads: int, block_size: int) -> torch.Tensor:

@@ -105,7 +105,15 @@ def cache_write_triton(
     value_cache: torch.Tensor,
     slot_mapping: torch.Tensor,
 ) -> None:
-    """`cache_write` for GPU tensors; the last dimension of each must be contiguous."""
+    """Store each token's key and value in its slot.
+
+    Args:
+        key: [T, K, D]; the last dimension of every tensor must be contiguous.
+        value: [T, K, Dv].
+        key_cache: [B, K, S, D], written in place.
+        value_cache: [B, K, S, Dv], likewise.
+        slot_mapping: [T] int64, `block * S + offset`; negative: the token is not stored. No slot twice.
+    """
     num_tokens, num_kv_heads, head_dim = key.shape
     value_head_dim = value.shape[2]
     constants: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Chooses the implementation of an operation for a device; Triton is imported here, and only when a GPU asks for it."""
+"""Chooses the implementation of attention for a device; Triton is imported here, and only when a GPU asks for it."""
 
 from collections.abc import Callable
 from functools import cache
@@ -16,9 +16,6 @@ AttentionFunction: TypeAlias = Callable[
 """`paged_attention` with positional arguments: query, key, value, key_cache, value_cache, batch, scale, sliding_window,
 softcap, sinks."""
 
-CacheWriteFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], None]
-"""`cache_write`: key, value, key_cache, value_cache, slot_mapping."""
-
 
 @cache
 def attention_for(device_type: str) -> AttentionFunction:
@@ -30,15 +27,3 @@ def attention_for(device_type: str) -> AttentionFunction:
     from .attention_triton import attend as attend_triton
 
     return attend_triton
-
-
-@cache
-def cache_write_for(device_type: str) -> CacheWriteFunction:
-    """Cache write for "cpu" or "cuda"."""
-    if device_type == "cpu":
-        from .cache_write import cache_write_torch
-
-        return cache_write_torch
-    from .cache_write_triton import cache_write_triton
-
-    return cache_write_triton

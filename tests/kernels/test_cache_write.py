@@ -6,22 +6,20 @@ import torch
 from triton_interpreter import interpreter
 
 from penstock.kernels.attention_reference import cache_write_reference
-from penstock.kernels.cache_write import cache_write, empty_kv_cache
+from penstock.kernels.cache_write import cache_rows, clear_rows, empty_kv_cache, write_rows
 
 
-def difference(triton: bool) -> float:
+def triton_difference() -> float:
     """Largest difference of the caches from the reference's; rows strided, slots shuffled, some skipped, D != Dv."""
-    if triton:
-        from penstock.kernels.cache_write_triton import cache_write_triton as write
-    else:
-        write = cache_write
+    from penstock.kernels.cache_write_triton import cache_write_triton
+
     generator = torch.Generator().manual_seed(0)
     key = torch.randn(3, 20, 48, generator=generator).transpose(0, 1)
     value = torch.randn(3, 20, 32, generator=generator).transpose(0, 1)
     slots = torch.randperm(5 * 16, generator=generator)[:20]
     slots[::4] = -1
     caches = [[empty_kv_cache(5, 3, 16, dim, torch.float32, "cpu") for dim in (48, 32)] for _ in range(2)]
-    write(key, value, *caches[0], slots)
+    cache_write_triton(key, value, *caches[0], slots)
     cache_write_reference(key, value, *caches[1], slots)
     assert caches[1][0].count_nonzero() == 15 * 3 * 48
     return max((mine - expected).abs().max().item() for mine, expected in zip(*caches, strict=True))
@@ -34,23 +32,30 @@ def process() -> Iterator[Executor]:
         yield executor
 
 
-def test_torch_equals_the_reference() -> None:
-    assert difference(triton=False) == 0
-
-
 def test_triton_equals_the_reference(process: Executor) -> None:
-    assert process.submit(difference, True).result() == 0
+    assert process.submit(triton_difference).result() == 0
+
+
+def test_rows_equal_the_reference() -> None:
+    key = torch.randn(3, 20, 48).transpose(0, 1)
+    slots = torch.randperm(5 * 16)[:20]
+    cache, expected, other = (empty_kv_cache(5, 3, 16, 48, torch.float32, "cpu") for _ in range(3))
+    write_rows(key, cache, cache_rows(slots, 3, 16))
+    cache_write_reference(key, key, expected, other, slots)
+    assert torch.equal(cache, expected)
+
+
+def test_cleared_slots_are_zero_and_the_others_are_kept() -> None:
+    cache = torch.full((4, 3, 16, 8), torch.nan)
+    clear_rows(cache, cache_rows(torch.tensor([17, 63]), 3, 16))
+    cleared = torch.zeros(4, 16, dtype=torch.bool)
+    cleared[1, 1] = cleared[3, 15] = True
+    slots = cache.transpose(1, 2)  # [B, S, K, D]
+    assert not slots[cleared].any()
+    assert slots[~cleared].isnan().all()
 
 
 def test_an_empty_cache_is_zero() -> None:
     cache = empty_kv_cache(4, 2, 16, 8, torch.bfloat16, "cpu")
     assert cache.shape == (4, 2, 16, 8)
     assert not cache.any()
-
-
-def test_caches_of_another_shape_are_refused() -> None:
-    key = torch.zeros(2, 3, 8)
-    cache = empty_kv_cache(4, 3, 16, 8, torch.float32, "cpu")
-    other = empty_kv_cache(4, 2, 16, 8, torch.float32, "cpu")
-    with pytest.raises(ValueError, match=r"value_cache has shape \[4, 2, 16, 8\]; it must be \[4, 3, 16, 8\]"):
-        cache_write(key, key, cache, other, torch.zeros(2, dtype=torch.int64))
