@@ -106,6 +106,14 @@ def test_equal_rows_make_one_bucket_of_whole_blocks() -> None:
     assert _buckets([100] * 32, [1] * 32) == [(32, 1, 7 * BLOCK_SIZE)]
 
 
+def test_rows_of_like_length_share_a_bucket() -> None:
+    assert _buckets([100, 30, 128, 64], [1] * 4) == [(4, 1, 128)]
+
+
+def test_equal_rows_that_are_too_large_together_are_cut() -> None:
+    assert _buckets([2048] * 5, [1] * 5) == [(2, 1, 2048), (2, 1, 2048), (1, 1, 2048)]
+
+
 def test_one_long_row_does_not_pad_the_others() -> None:
     assert _buckets([128] * 15 + [2048] + [128] * 16, [1] * 32) == [(1, 1, 2048), (31, 1, 128)]
 
