@@ -17,6 +17,8 @@ from penstock.kernels.sampling import (
     top_logprobs,
 )
 
+LARGEST = torch.finfo(torch.float32).max
+
 
 def reference_kept(logits, temperature, top_k, top_p, min_p):
     """Ids that survive the filters, and the probabilities of all tokens: one row, plain Python."""
@@ -86,10 +88,31 @@ def test_uniforms_are_uniform_along_seeds_and_positions():
 def test_sanitize_gives_a_copy_without_surprises():
     raw = torch.tensor([[math.nan, math.inf, -math.inf, 1.0]], dtype=torch.bfloat16)
     clean = sanitize(raw)
-    assert clean.tolist() == [[-math.inf, torch.finfo(torch.float32).max, -math.inf, 1.0]]
+    assert clean.tolist() == [[-math.inf, LARGEST, -math.inf, 1.0]]
     single = torch.zeros(1, 2)
     sanitize(single)[0, 0] = 9
     assert single[0, 0] == 0
+
+
+@pytest.mark.parametrize(
+    ("odd", "clean"),
+    [
+        ([math.nan, 1.0, -2.0], [-math.inf, 1.0, -2.0]),
+        ([math.inf, 1.0, -2.0], [LARGEST, 1.0, -2.0]),
+        ([math.inf, -math.inf, -2.0], [LARGEST, -math.inf, -2.0]),
+        ([-math.inf] * 3, [-math.inf] * 3),
+        ([math.nan] * 3, [-math.inf] * 3),
+        ([LARGEST, LARGEST, -2.0], [LARGEST, LARGEST, -2.0]),  # finite, although their sum is not
+        ([0.5, 1.0, -2.0], [0.5, 1.0, -2.0]),
+    ],
+)
+def test_sanitize_finds_one_odd_row_among_others_and_keeps_its_input(odd, clean):
+    raw = torch.tensor([[0.1, 0.2, 0.3], odd, [3.0, 2.0, 1.0]])
+    before = raw.clone()
+    result = sanitize(raw)
+    assert torch.equal(result, torch.tensor([[0.1, 0.2, 0.3], clean, [3.0, 2.0, 1.0]]))
+    result.fill_(7.0)
+    assert torch.equal(raw.nan_to_num(nan=9.0), before.nan_to_num(nan=9.0))
 
 
 def test_argmax_takes_the_first_of_equals():
