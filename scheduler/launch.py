@@ -4,12 +4,16 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO, Any
 
 from .config import EngineConfig, ModelSpec, WorkerConfig
 from .errors import ModelLoadError
+
+Progress = Callable[[str, float], None]
 
 
 def dump_config(config: WorkerConfig) -> str:
@@ -71,13 +75,18 @@ def start_worker(config: WorkerConfig, *, stderr: IO[bytes] | None = None) -> Wo
     return WorkerProcess(process, config)
 
 
-def convert_gguf(source: Path, destination: Path) -> None:
+def convert_gguf(source: Path, destination: Path, progress: Progress | None = None) -> None:
     """Dequantise a GGUF file into a folder of safetensors and tokenizer.json, in a process of its own.
+
+    Args:
+        source: the file.
+        destination: the folder, which must not exist.
+        progress: gets the stage in words and the share of all stages that is done, 0 to 1.
 
     Raises:
         ModelLoadError: with the converter's last words.
     """
-    _run_tool("penstock.scheduler.models.convert_gguf", source, destination)
+    _run_tool("penstock.scheduler.models.convert_gguf", source, destination, progress=progress)
 
 
 def convert_tokenizer(source: Path) -> None:
@@ -89,10 +98,28 @@ def convert_tokenizer(source: Path) -> None:
     _run_tool("penstock.scheduler.models.convert_tokenizer", source)
 
 
-def _run_tool(module: str, *arguments: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        words = (done.stderr.strip() or done.stdout.strip()).splitlines()
-        raise ModelLoadError(words[-1] if words else f"{module} ended with status {done.returncode}")
+def _run_tool(module: str, *arguments: Path, progress: Progress | None = None) -> None:
+    """Run a module as a program; of its output, lines `PROGRESS fraction stage` are for `progress`."""
+    command = [sys.executable, "-m", module, *map(str, arguments)]
+    last_words = ""
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as errors,  # a second pipe could fill up while nobody reads it
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace") as tool,
+    ):
+        assert tool.stdout is not None
+        try:
+            for line in tool.stdout:
+                match line.split(maxsplit=2):
+                    case ["PROGRESS", fraction, stage]:
+                        if progress is not None:
+                            progress(stage.rstrip(), float(fraction))
+                    case [*words]:
+                        last_words = " ".join(words) or last_words
+        except BaseException:
+            tool.kill()
+            raise
+        tool.wait()
+        errors.seek(0)
+        said = errors.read().strip().splitlines()
+    if tool.returncode != 0:
+        raise ModelLoadError(said[-1] if said else last_words or f"{module} ended with status {tool.returncode}")

@@ -25,6 +25,7 @@ _LOSES_MEANING = {
 
 
 def _progress(fraction: float, stage: str) -> None:
+    """One line for the process that started this one, see `launch.convert_gguf`."""
     print(f"PROGRESS {fraction} {stage}", flush=True)
 
 

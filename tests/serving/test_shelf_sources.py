@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import huggingface_hub
@@ -11,7 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from rich.console import Console
 
 from penstock.scheduler.errors import ModelLoadError
-from penstock.serving.shelf import sources
+from penstock.serving.shelf import conversion, sources
 from penstock.serving.shelf.sources import ResolvedModel, model_kind, resolve_models
 
 
@@ -32,11 +33,11 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     """The GGUF files that were converted."""
     converted: list[Path] = []
 
-    def convert(source: Path, destination: Path) -> None:
+    def convert(source: Path, destination: Path, progress: Callable[[str, float], None]) -> None:
         converted.append(source)
         make_folder(destination)
 
-    monkeypatch.setattr(sources, "convert_gguf", convert)
+    monkeypatch.setattr(conversion, "convert_gguf", convert)
     return converted
 
 
@@ -107,14 +108,35 @@ def test_a_gguf_file_is_converted_once_and_again_when_it_changes(tmp_path: Path,
 
 
 def test_a_failed_conversion_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(source: Path, destination: Path) -> None:
+    def refuse(source: Path, destination: Path, progress: Callable[[str, float], None]) -> None:
         raise ModelLoadError("unknown pre-tokenizer")
 
-    monkeypatch.setattr(sources, "convert_gguf", refuse)
+    monkeypatch.setattr(conversion, "convert_gguf", refuse)
     (tmp_path / "a.gguf").touch()
     with pytest.raises(ModelLoadError, match="unknown pre-tokenizer"):
         resolve_models([str(tmp_path / "a.gguf")], tmp_path, quiet())
     assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_a_conversion_shows_its_progress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = Console(file=io.StringIO(), force_terminal=True, width=140)
+
+    def convert(source: Path, destination: Path, progress: Callable[[str, float], None]) -> None:
+        progress("dequantising", 0.3)
+
+    monkeypatch.setattr(conversion, "convert_gguf", convert)
+    conversion.convert_with_bar(tmp_path / "a.gguf", tmp_path / "a", "a.gguf", screen)
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert "Converting a.gguf" in shown and "30%" in shown and "dequantising" in shown
+
+
+def test_a_conversion_that_another_server_has_made_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lose(source: Path, destination: Path, progress: Callable[[str, float], None]) -> None:
+        make_folder(destination)
+        raise ModelLoadError("exists already")
+
+    monkeypatch.setattr(conversion, "convert_gguf", lose)
+    conversion.convert_with_bar(tmp_path / "a.gguf", tmp_path / "a", "a.gguf", quiet())
 
 
 @pytest.mark.parametrize("argument", ["gpt-5", "/no/such/folder", "no-such.gguf", "", "a/b/c"])
