@@ -48,6 +48,7 @@ class HttpServer(uvicorn.Server):
                 app,
                 http="httptools",
                 ws="none",
+                lifespan="off",  # the application has none, and uvicorn's would end in a traceback when it is hurried
                 log_config=None,
                 access_log=debug,
                 server_header=False,

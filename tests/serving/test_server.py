@@ -121,6 +121,18 @@ def test_a_dead_worker_means_503_and_not_a_dead_server(tmp_path: Path, scratch: 
         assert server.stop() == 0
 
 
+def test_a_second_signal_gives_up_on_running_requests(tmp_path: Path, scratch: Path) -> None:
+    body = {"model": "tiny", "prompt": "a " * 30, "max_tokens": 2, "stream": True}
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
+        with httpx.stream("POST", f"{server.base_url}/v1/completions", json=body, timeout=20) as answer:
+            assert next(answer.iter_lines()).startswith("data: ")
+            server.process.send_signal(signal.SIGTERM)
+            while not refuses_connections(server):
+                time.sleep(0.01)
+            assert server.stop(signal.SIGTERM) == 0
+        assert "Traceback" not in server.log
+
+
 def test_a_worker_that_dies_while_the_server_stops_ends_its_requests(tmp_path: Path, scratch: Path) -> None:
     body = {"model": "tiny", "prompt": "a " * 30, "max_tokens": 2, "stream": True}
     with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
@@ -168,6 +180,19 @@ def test_a_model_that_fails_leaves_the_others(tmp_path: Path, scratch: Path) -> 
     with StubbedServer([make_model(tmp_path / "fails"), make_model(tmp_path / "tiny")], scratch) as server:
         assert complete(server, "tiny").status_code == 200
         assert "fails is not served: no such architecture" in server.log
+        answer = complete(server, "fails")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+
+
+def test_a_model_without_a_usable_tokenizer_leaves_the_others(tmp_path: Path, scratch: Path) -> None:
+    dumb = make_model(tmp_path / "dumb")
+    (dumb / "tokenizer.json").write_text("{")
+    with StubbedServer([dumb, make_model(tmp_path / "tiny")], scratch) as server:
+        assert complete(server, "tiny").status_code == 200
+        assert "dumb is not served: the text files of dumb" in server.log
+        answer = complete(server, "dumb")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (404, "model_not_found")
+        assert "could not be loaded: the text files of dumb" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(
