@@ -77,11 +77,12 @@ class JobFailedError(Exception):
         self.error = error
 
 
-def model_not_found(name: str, served: Iterable[str]) -> ApiError:
-    """404 for a model that is not served here, with the ones that are."""
+def model_not_found(name: str, served: Iterable[str], reason: str = "") -> ApiError:
+    """404 for a model that is not served here, with the ones that are; `reason` says why it could not be loaded."""
     ids = ", ".join(served) or "none"
+    why = f", since it could not be loaded: {reason.rstrip('.')}" if reason else ""
     return ApiError(
-        f"The model '{name}' is not served here. Served models: {ids}.",
+        f"The model '{name}' is not served here{why}. Served models: {ids}.",
         status=404,
         code="model_not_found",
         param="model",

@@ -27,6 +27,7 @@ from rich.console import Console
 from penstock.scheduler.config import ModelSpec, WorkerConfig
 from penstock.scheduler.errors import ModelLoadError
 from penstock.scheduler.launch import WorkerProcess, start_worker
+from penstock.scheduler.messages import ModelFailed
 
 from .settings import Settings
 from .shelf.sources import ResolvedModel, resolve_models
@@ -159,6 +160,7 @@ class _Server:
         from .listener import HttpServer
 
         engine = EngineClient(self._worker.config.address)
+        engine.failed = {name: ModelFailed(name, reason) for name, reason in self._failures.items()}
         http = HttpServer(create_app(engine, self._shelf), self._listener, debug=self._settings.log_level == "debug")
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM):
@@ -191,7 +193,7 @@ class _Server:
         if not ready.done():  # a signal came, or the worker has died, which is in the log
             ready.cancel()
             return 1 if death.done() else 0
-        failures = {name: failed.message for name, failed in engine.failed.items()} | self._failures
+        failures = {name: failed.message for name, failed in engine.failed.items()}
         models = {name: engine.models[name] for name in self._shelf if name in engine.models}
         if not models:
             for name, reason in failures.items():

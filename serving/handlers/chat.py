@@ -13,7 +13,7 @@ from penstock.scheduler.messages import Submit
 
 from ..errors import ApiError
 from ..protocol.chat import ChatCompletionBody, ChatMessage
-from ..text.chat_template import Message, TemplateRefusalError
+from ..text.chat_template import ChatTemplate, Message, TemplateRefusalError
 from ..text.served_model import ServedModel
 from ..text.tokenizer import off_loop
 from .choice import Choice, Delta, TokenEntry
@@ -135,18 +135,14 @@ async def _prompt(body: ChatCompletionBody, served: ServedModel, limit: int) -> 
             param="model",
         )
     messages = [_template_message(message) for message in body.messages]
-    variables: dict[str, Any] = {}
-    if body.reasoning_effort is not None:
-        variables["reasoning_effort"] = body.reasoning_effort
-    if body.enable_thinking is not None:
-        variables["enable_thinking"] = body.enable_thinking
+    variables = _template_variables(body, served.name, template)
 
     def render_and_encode() -> list[int]:
         text = template.render(
             messages,
             add_generation_prompt=body.add_generation_prompt is not False,
             continue_final_message=body.continue_final_message,
-            variables=variables | body.chat_template_kwargs,
+            variables=variables,
         )
         # The template has written the special tokens; the tokenizer would write some of them again.
         return served.tokenizer.encode(text, limit, add_special_tokens=False)
@@ -160,6 +156,38 @@ async def _prompt(body: ChatCompletionBody, served: ServedModel, limit: int) -> 
             "Invalid 'messages': they render to an empty prompt. Send some text.", code="empty_array", param="messages"
         )
     return prompt
+
+
+def _template_variables(body: ChatCompletionBody, model: str, template: ChatTemplate) -> dict[str, Any]:
+    """The variables that a request sets in its chat template.
+
+    One that the template does not read would change nothing, and the client would believe it had. Agents send
+    reasoning_effort only if somebody has configured it, so they can be told. "none" asks models without a switch for
+    what they do anyway, and turns the switch off where it has the other name.
+
+    Raises:
+        ApiError: unsupported_parameter, the template does not read a variable.
+    """
+    variables = dict(body.chat_template_kwargs)
+    wanted = {f"chat_template_kwargs.{name}": name for name in variables}
+    for name in ("reasoning_effort", "enable_thinking"):
+        if (value := getattr(body, name)) is not None:
+            variables.setdefault(name, value)  # the more explicit place wins
+            wanted.setdefault(name, name)
+    if body.reasoning_effort == "none" and "reasoning_effort" not in template.variables:
+        del wanted["reasoning_effort"]
+        if "enable_thinking" in template.variables:
+            variables.setdefault("enable_thinking", False)
+    for param, name in wanted.items():
+        if name not in template.variables:
+            known = ", ".join(sorted(template.variables)) or "none"
+            raise ApiError(
+                f"Unsupported '{param}': the chat template of '{model}' has no variable {name}, so it would change "
+                f"nothing. Leave it out. Variables of that template: {known}.",
+                code="unsupported_parameter",
+                param=param,
+            )
+    return variables
 
 
 def _template_message(message: ChatMessage) -> Message:

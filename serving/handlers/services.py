@@ -24,19 +24,13 @@ class Services:
         """The model of a request, resident and of the right kind.
 
         Raises:
-            ApiError: 404 unknown, 400 of the other kind, 503 still loading or failed to load.
+            ApiError: 404 unknown or failed to load, 400 of the other kind, 503 still loading.
             EngineDeadError: the worker is gone.
         """
-        served = self.shelf.get(name)
-        if served is None:
-            raise model_not_found(name, self.shelf)
+        served = self.look_up(name)
         if served.kind != kind:
-            raise wrong_kind(name, served.kind, [other for other, m in self.shelf.items() if m.kind == kind])
+            raise wrong_kind(name, served.kind, [m.name for m in self.served() if m.kind == kind])
         self.engine.check_alive()
-        if (failed := self.engine.failed.get(name)) is not None:
-            raise ApiError(
-                f"The model '{name}' could not be loaded: {failed.message}", status=503, code="model_load_failed"
-            )
         ready = self.engine.models.get(name)
         if ready is None:
             progress = self.engine.loading.get(name)
@@ -45,3 +39,18 @@ class Services:
                 f"The model '{name}' is still loading{stage}. Try again soon.", status=503, code="model_loading"
             )
         return served, ready
+
+    def look_up(self, name: str) -> ServedModel:
+        """A model that is served, or will be as soon as it is loaded.
+
+        Raises:
+            ApiError: 404 unknown or failed to load.
+        """
+        served, failed = self.shelf.get(name), self.engine.failed.get(name)
+        if served is None or failed is not None:
+            raise model_not_found(name, [m.name for m in self.served()], failed.message if failed else "")
+        return served
+
+    def served(self) -> list[ServedModel]:
+        """The models whose loading has not failed."""
+        return [served for name, served in self.shelf.items() if name not in self.engine.failed]

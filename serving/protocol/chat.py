@@ -9,7 +9,10 @@ from .generation import GenerationBody, MaxTokens
 from .other_fields import CHAT, MESSAGE, PART
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
-_RESERVED_TEMPLATE_NAMES = ("messages", "tools", "documents", "add_generation_prompt", "continue_final_message")
+RESERVED_TEMPLATE_NAMES = frozenset(
+    {"messages", "tools", "documents", "add_generation_prompt", "continue_final_message"}
+)
+"""Variables of a chat template that the server sets."""
 
 
 def _as_parts(value: Any) -> Any:
@@ -90,9 +93,8 @@ class ChatCompletionBody(GenerationBody):
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=20)
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
-    """Given to the chat template; a template that does not know it leaves it unused."""
+    """Given to the chat template as a variable; refused if it reads none of that name, as the next two are."""
     enable_thinking: bool | None = None
-    """Given to the chat template, like chat_template_kwargs.enable_thinking."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
@@ -109,8 +111,8 @@ class ChatCompletionBody(GenerationBody):
             )
         if self.continue_final_message and not self.messages[-1].content:
             raise invalid("invalid_value", "the last message has no text to continue.", "continue_final_message")
-        for name in _RESERVED_TEMPLATE_NAMES:
-            if name in self.chat_template_kwargs:
+        for name in self.chat_template_kwargs:
+            if name in RESERVED_TEMPLATE_NAMES:
                 raise invalid(
                     "invalid_value", "the server sets that variable. Leave it out.", f"chat_template_kwargs.{name}"
                 )

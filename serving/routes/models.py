@@ -2,7 +2,6 @@
 
 from fastapi import APIRouter
 
-from ..errors import model_not_found
 from ..handlers.services import Services
 from ..text.served_model import ServedModel
 
@@ -13,15 +12,11 @@ def models_router(services: Services) -> APIRouter:
 
     @router.get("/models", response_model=None)
     async def list_models() -> dict[str, object]:
-        served = [_entry(services, m) for m in services.shelf.values() if m.name not in services.engine.failed]
-        return {"object": "list", "data": served}
+        return {"object": "list", "data": [_entry(services, model) for model in services.served()]}
 
     @router.get("/models/{model_id:path}", response_model=None)
     async def retrieve_model(model_id: str) -> dict[str, object]:
-        served = services.shelf.get(model_id)
-        if served is None or model_id in services.engine.failed:
-            raise model_not_found(model_id, (name for name in services.shelf if name not in services.engine.failed))
-        return _entry(services, served)
+        return _entry(services, services.look_up(model_id))
 
     return router
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import nodes
+from jinja2 import meta, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from ..protocol.chat import RESERVED_TEMPLATE_NAMES
 
 Message = dict[str, Any]
 
@@ -31,10 +33,16 @@ class ChatTemplate:
     Args:
         source: the jinja text.
         special_tokens: its variables such as `bos_token`.
+
+    Attributes:
+        variables: the names that it reads and that a request may set.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        self._template = _environment().from_string(source)
+        environment = _environment()
+        self._template = environment.from_string(source)
+        read = meta.find_undeclared_variables(environment.parse(source))
+        self.variables = frozenset(read - environment.globals.keys() - RESERVED_TEMPLATE_NAMES)
         self._special_tokens = dict(special_tokens)
         self._knows_developer = "developer" in source
         self._wants_parts = not self._renders(_PROBE) and self._renders([{"type": "text", "text": _PROBE}])

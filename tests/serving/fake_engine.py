@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -272,6 +273,11 @@ class Front:
 
     async def embed(self, **fields: Any) -> httpx2.Response:
         return await self.post("/v1/embeddings", {"model": EMBED, "input": "hello"} | fields)
+
+
+def use_template(front: Front, source: str) -> None:
+    """Give the chat model another chat template."""
+    front.shelf[CHAT] = replace(front.shelf[CHAT], chat_template=ChatTemplate(source, {"eos_token": "<|im_end|>"}))
 
 
 @asynccontextmanager

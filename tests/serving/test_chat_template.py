@@ -87,6 +87,21 @@ def test_variables_reach_the_template() -> None:
     assert template.render(MESSAGES, variables={"enable_thinking": False}) == "False<s>"
 
 
+@pytest.mark.parametrize(
+    ("source", "variables"),
+    [
+        ("{{ messages }}{{ tools }}{{ documents }}{{ add_generation_prompt }}{{ strftime_now('%Y') }}", set()),
+        ("{% set ns = namespace(a=1) %}{% for i in range(2) %}{{ raise_exception('x') }}{% endfor %}", set()),
+        ("{% if x is not defined %}{% set x = true %}{% endif %}{{ x }}", {"x"}),
+        ("{% set x = x if x is defined else false %}{{ x }}", {"x"}),
+        ("{% macro f(a) %}{{ a }}{{ inner }}{% endmacro %}{% generation %}{{ f(1) }}{% endgeneration %}", {"inner"}),
+        ("{# mentioned #}{{ bos_token }}{% set own = 1 %}{{ own }}", {"bos_token"}),
+    ],
+)
+def test_what_a_template_reads_is_known(source: str, variables: set[str]) -> None:
+    assert ChatTemplate(source, TOKENS).variables == variables
+
+
 def test_templates_are_found_in_every_place(tmp_path: Path) -> None:
     def found() -> str | None:
         template = load_chat_template(tmp_path, {})

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from fake_engine import BARE, CHAT, EMBED, error, model_ready, open_front
+from fake_engine import BARE, CHAT, EMBED, error, model_ready, open_front, use_template
 from pydantic import ValidationError
 
 from penstock.scheduler.messages import JobError, ModelFailed, ModelLoading, RequestOutput
@@ -119,6 +119,23 @@ async def test_chat_faults_name_code_and_param(fields: dict[str, Any], code: str
 
 
 @pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"enable_thinking": True}, "enable_thinking"),
+        ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"chat_template_kwargs": {"mood": "happy", "tone": 1}}, "chat_template_kwargs.tone"),
+        ({"chat_template_kwargs": {"namespace": 1}}, "chat_template_kwargs.namespace"),
+    ],
+)
+async def test_variables_that_the_template_does_not_read_are_refused(fields: dict[str, Any], param: str) -> None:
+    async with open_front() as front:
+        use_template(front, "{% set ns = namespace() %}{{ messages[0].content }}{{ mood }}{{ eos_token }}")
+        message = error(await front.chat(**fields), 400, "unsupported_parameter", param)
+        assert message.endswith("Variables of that template: eos_token, mood.")
+        assert not front.engine.jobs
+
+
+@pytest.mark.parametrize(
     ("fields", "code", "param"),
     [
         ({"prompt": None}, "missing_required_parameter", "prompt"),
@@ -180,8 +197,22 @@ async def test_models_that_are_not_there_yet() -> None:
         front.engine.loading[CHAT] = ModelLoading(CHAT, "reading weights", 0.4)
         response = await front.chat()
         assert "40%" in error(response, 503, "model_loading", None) and response.headers["retry-after"]
+        del front.engine.loading[CHAT]
         front.engine.failed[CHAT] = ModelFailed(CHAT, "no such file")
-        assert "no such file" in error(await front.chat(), 503, "model_load_failed", None)
+        for response in (await front.chat(), await front.http.get(f"/v1/models/{CHAT}")):
+            message = error(response, 404, "model_not_found", "model")
+            assert "could not be loaded: no such file. Served models: tiny-bare, tiny-embed." in message
+            assert "retry-after" not in response.headers
+        front.engine.failed["half"] = ModelFailed("half", "no tokenizer")  # its text side is missing
+        assert "no tokenizer" in error(await front.chat(model="half"), 404, "model_not_found", "model")
+        assert (await front.http.get("/health")).json()["models"] == [BARE, EMBED]
+
+
+async def test_a_model_that_the_worker_does_not_know_is_404() -> None:
+    async with open_front() as front:
+        fault = JobError("no model tiny-chat", "model_not_found", "model", 404)
+        front.engine.script = lambda job: [RequestOutput(job.request_id, [], 0, "error", error=fault)]
+        error(await front.chat(), 404, "model_not_found", "model")
 
 
 async def test_unknown_urls_and_methods() -> None:

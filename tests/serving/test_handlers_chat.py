@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from fake_engine import CHAT, MAX_MODEL_LEN, Front, events, open_front
+from fake_engine import CHAT, MAX_MODEL_LEN, Front, events, open_front, use_template
 
 from penstock.serving.handlers.sampling import choice_seed
 
@@ -221,6 +221,30 @@ async def test_prompt_is_the_rendered_template() -> None:
         assert continued == f"{said}<|im_start|>assistant\nso"
 
 
+SWITCHES = "{{ messages[0].content }}{% if enable_thinking is defined %}, thinking {{ enable_thinking }}{% endif %}"
+EFFORTS = SWITCHES + "{% if reasoning_effort is defined %}, effort {{ reasoning_effort }}{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("template", "fields", "prompt"),
+    [
+        (SWITCHES, {}, "hi"),
+        (SWITCHES, {"enable_thinking": False}, "hi, thinking False"),
+        (SWITCHES, {"chat_template_kwargs": {"enable_thinking": True}}, "hi, thinking True"),
+        (SWITCHES, {"chat_template_kwargs": {"enable_thinking": True}, "enable_thinking": False}, "hi, thinking True"),
+        (SWITCHES, {"reasoning_effort": "none"}, "hi, thinking False"),
+        (SWITCHES, {"reasoning_effort": "none", "enable_thinking": True}, "hi, thinking True"),
+        (EFFORTS, {"reasoning_effort": "high"}, "hi, effort high"),
+        (EFFORTS, {"reasoning_effort": "none"}, "hi, effort none"),
+        ("{{ messages[0].content }}", {"reasoning_effort": "none"}, "hi"),
+    ],
+)
+async def test_variables_reach_templates_that_read_them(template: str, fields: dict[str, Any], prompt: str) -> None:
+    async with open_front() as front:
+        use_template(front, template)
+        assert await prompt_of(front, **fields) == prompt
+
+
 async def test_long_chats_are_rendered_off_the_loop_alike() -> None:
     async with open_front() as front:
         messages = [{"role": "user", "content": "hello world " * 300}]
@@ -328,7 +352,7 @@ async def test_harmless_fields_of_clients_are_accepted() -> None:
             parallel_tool_calls=True,
             response_format={"type": "text"},
             modalities=["text"],
-            reasoning_effort="low",
+            reasoning_effort="none",
             functions=None,
             audio=None,
             anything=None,
