@@ -81,3 +81,11 @@ def test_equals_the_reference_on_the_gpu(case: Case) -> None:
     from penstock.kernels.attention_triton import attend
 
     assert error(attend, case, "cuda") <= limit(case)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_what_earlier_owners_left_in_blocks_changes_nothing_on_the_gpu() -> None:
+    from penstock.kernels.attention_triton import attend
+
+    assert error_in_used_memory(attend, torch.nan, 12, "cuda") <= 1e-5
