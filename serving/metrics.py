@@ -137,7 +137,7 @@ class _EngineCollector(Collector):
         self._engine = engine
 
     def collect(self) -> Iterator[Metric]:
-        stats = self._engine.stats
+        stats = dict.fromkeys(self._engine.models, _IDLE) | self._engine.stats
         for name, help_text, value in _GAUGES:
             gauge = GaugeMetricFamily(name, help_text, labels=_MODEL)
             for model, numbers in stats.items():
@@ -150,6 +150,10 @@ class _EngineCollector(Collector):
             yield counter
         yield GaugeMetricFamily("penstock_worker_up", "1 while the device worker lives.", self._engine.death is None)
         yield GaugeMetricFamily("penstock_jobs_in_flight", "Jobs of this API process.", self._engine.num_jobs)
+
+
+_IDLE = ModelStats(0, 0, 0, 0, 0, 0, 0, 0, 0)
+"""Of a model that has not had a step yet: routers and dashboards look for its numbers from the start."""
 
 
 def _cache_usage(stats: ModelStats) -> float:

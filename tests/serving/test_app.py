@@ -107,6 +107,13 @@ async def test_metrics_show_engine_and_front() -> None:
         assert samples["penstock_http_requests_total", "404", "other"] == 1
 
 
+async def test_metrics_show_models_before_their_first_step() -> None:
+    async with open_front() as front:
+        for name in ("vllm:num_requests_running", "vllm:kv_cache_usage_perc", "vllm:generation_tokens_total"):
+            for model in (CHAT, EMBED):
+                assert f'{name}{{model_name="{model}"}} 0.0' in front.app_metrics()
+
+
 async def test_news_between_steps_is_no_step() -> None:
     async with open_front() as front:
         front.engine._deliver(step(num_batched_tokens=0))
