@@ -1,7 +1,7 @@
 """A device worker without models: `python stub_worker.py CONFIG_JSON` speaks the worker's side of the wire.
 
 What each model does follows from its name: "fails" cannot be loaded, "slow" is ready only after a second. A job gets
-the tokens 1 and 2, the second a good while after the first if the prompt is long.
+the tokens 1 and 2, the second a good while after the first if the prompt is long, and never if it is very long.
 """
 
 import os
@@ -25,6 +25,7 @@ from penstock.scheduler.messages import (
 )
 
 SLOW_PROMPT_TOKENS = 20
+ENDLESS_PROMPT_TOKENS = 40
 PAUSE_SECONDS = 1.0
 
 
@@ -69,6 +70,8 @@ def main() -> None:
             for token_id, reason in ((1, None), (2, "length")):
                 output = RequestOutput(message.request_id, [token_id], finish_reason=reason)
                 socket.send_multipart([client, *encode(StepOutputs([output], [], {}, 0.01, 1))])
+                if len(message.prompt_token_ids) >= ENDLESS_PROMPT_TOKENS:
+                    break
                 if len(message.prompt_token_ids) >= SLOW_PROMPT_TOKENS:
                     time.sleep(PAUSE_SECONDS)
     os._exit(0)

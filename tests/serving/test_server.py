@@ -122,7 +122,7 @@ def test_a_dead_worker_means_503_and_not_a_dead_server(tmp_path: Path, scratch: 
 
 
 def test_a_second_signal_gives_up_on_running_requests(tmp_path: Path, scratch: Path) -> None:
-    body = {"model": "tiny", "prompt": "a " * 30, "max_tokens": 2, "stream": True}
+    body = {"model": "tiny", "prompt": "a " * 40, "max_tokens": 2, "stream": True}
     with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
         with httpx.stream("POST", f"{server.base_url}/v1/completions", json=body, timeout=20) as answer:
             assert next(answer.iter_lines()).startswith("data: ")
@@ -134,7 +134,7 @@ def test_a_second_signal_gives_up_on_running_requests(tmp_path: Path, scratch: P
 
 
 def test_a_worker_that_dies_while_the_server_stops_ends_its_requests(tmp_path: Path, scratch: Path) -> None:
-    body = {"model": "tiny", "prompt": "a " * 30, "max_tokens": 2, "stream": True}
+    body = {"model": "tiny", "prompt": "a " * 40, "max_tokens": 2, "stream": True}
     with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
         worker_pid = server.worker_pid
         with httpx.stream("POST", f"{server.base_url}/v1/completions", json=body, timeout=20) as answer:
