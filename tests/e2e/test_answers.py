@@ -73,8 +73,12 @@ def test_a_stop_string_never_leaks(client: OpenAI) -> None:
 def test_embeddings_equal_the_library(client: OpenAI) -> None:
     texts = ["a penstock", "The river turns the wheel. " * 20, "né à Zürich", "x"]
     expected = SentenceTransformer(str(minilm_folder()), device="cpu").encode(texts)
-    answer = client.embeddings.create(model=EMBEDDING, input=texts)
-    np.testing.assert_allclose([item.embedding for item in answer.data], expected, atol=1e-5)
+    # Without a format the client asks for base64, which it decodes only after its own strict check of the answer.
+    with OpenAI(base_url=client.base_url, api_key="none", max_retries=0) as lenient:
+        packed = lenient.embeddings.create(model=EMBEDDING, input=texts)
+    numbers = client.embeddings.create(model=EMBEDDING, input=texts, encoding_format="float")
+    for answer in (packed, numbers):
+        np.testing.assert_allclose([item.embedding for item in answer.data], expected, atol=1e-5)
     short = client.embeddings.create(model=EMBEDDING, input=texts, dimensions=64, encoding_format="float")
     cut = expected[:, :64] / np.linalg.norm(expected[:, :64], axis=1, keepdims=True)
     np.testing.assert_allclose([item.embedding for item in short.data], cut, atol=1e-5)
