@@ -204,6 +204,7 @@ def main() -> None:
     """Run the worker whose configuration is the one argument."""
     config = load_config(sys.argv[1])
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s worker %(levelname)s %(message)s")
+    logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # its "info" is our progress bar
 
     def end(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(0)
