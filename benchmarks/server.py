@@ -1,4 +1,4 @@
-"""Measures the whole server over HTTP with `penstock bench`: chat at 1, 8 and 32 streams, and embeddings.
+"""Measures the whole server over HTTP with `penstock bench`: chat at 1, 8 and 32 streams, embeddings, and both at once.
 
     python benchmarks/server.py                      starts a server of its own with the two starter models
     python benchmarks/server.py --url URL --model M  measures a server that runs already, ours or a peer's
@@ -12,11 +12,13 @@ benchmarks/results as JSON. Keep the machine quiet: one busy core halves the num
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
 import urllib.request
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from rich.console import Console
@@ -26,7 +28,7 @@ from penstock.serving.settings import load_settings
 from penstock.serving.shelf.download import fetch_starter
 from penstock.serving.shelf.starter import STARTER_MODELS
 
-RESULTS = Path(__file__).parent / "results"
+RESULTS = Path(os.path.relpath(Path(__file__).parent / "results"))  # short, for it stands in every result
 CHAT_MODEL, EMBEDDING_MODEL = "smollm2-135m-instruct", "all-minilm-l6-v2"
 WORDS = "water under pressure turns the wheel that lights the lamps of the town at night"
 STREAMS = (1, 8, 32)
@@ -76,6 +78,20 @@ def bench(url: str, model: str, name: str, *arguments: str) -> None:
     subprocess.run([*command, "--json", str(RESULTS / f"{name}.json"), *arguments], check=True)
 
 
+@contextmanager
+def ingest(url: str) -> Iterator[None]:
+    """Sixteen clients that embed batches of long texts without pause, in the background."""
+    command = [sys.executable, "-m", "penstock.serving.cli", "bench", "--url", url, "--model", EMBEDDING_MODEL]
+    command += ["--endpoint", "embeddings", "--concurrency", "16", "--batch-size", "32", "--input-len", "100"]
+    process = subprocess.Popen([*command, "--duration", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        time.sleep(5)  # until its queue is full
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
 def encode_in_process(folder: Path, num_texts: int, batch_size: int) -> float:
     """Texts a second of the library alone: one call of `encode` over texts of about thirty tokens."""
     from sentence_transformers import SentenceTransformer
@@ -111,6 +127,12 @@ def main() -> None:
                 "--endpoint", "embeddings", "--concurrency", "16", "--num-requests", "64", "--warmup", "8",
                 "--batch-size", "32", "--input-len", "28", "--label", options.label,
             )  # fmt: skip
+            with ingest(url):
+                bench(
+                    url, options.model, f"{options.label}-chat-4-beside-embeddings",
+                    "--endpoint", "chat", "--concurrency", "4", "--num-requests", "12",
+                    "--input-len", "64", "--output-len", "64", "--label", f"{options.label} beside embeddings",
+                )  # fmt: skip
     if not options.skip_embeddings:
         home = load_settings(vars(make_serve_parser().parse_args(serve_arguments))).home
         folder = fetch_starter(STARTER_MODELS[EMBEDDING_MODEL], home, Console(stderr=True))

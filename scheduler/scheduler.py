@@ -2,8 +2,9 @@
 
 There is no prefill phase and no decode phase. Every request has tokens whose keys and values are not computed yet: one
 if it is generating, many if it is new or was preempted. A step has a token budget. Requests that need a single token
-come first, so that running streams keep their pace; what is left of the budget goes to the longer ones and to
-embedding jobs in the policy's order. Chunked prefill, prefix-cache hits, preemption and resumption are this arithmetic.
+come first, so that running streams keep their pace. What is left goes to prompts and to texts to embed, each in the
+policy's order and half of it to each while both wait: the texts of a whole archive hold up no chat, nor chats them.
+Chunked prefill, prefix-cache hits, preemption and resumption are this arithmetic.
 """
 
 from dataclasses import dataclass, field
@@ -52,8 +53,8 @@ class _Step:
     def __init__(self, budget: int) -> None:
         self.budget = budget
         self.num_tokens = 0
-        self.has_long_work = False
-        """Whether a chunk of more than one token, or an embedding input, is in it."""
+        self.reserved = 0
+        """Tokens that only texts may take."""
         self.rows: dict[str, list[ScheduledRow]] = {}
         self.inputs: dict[str, list[EmbeddingInput]] = {}
         self.scheduled: set[str] = set()
@@ -62,14 +63,13 @@ class _Step:
 
     @property
     def room(self) -> int:
-        return max(0, self.budget - self.num_tokens)
+        return max(0, self.budget - self.num_tokens - self.reserved)
 
     def add_row(self, lane: GenerationLane, request: Request, num_tokens: int) -> None:
         row = ScheduledRow(request, request.num_computed_tokens, num_tokens)
         self.rows.setdefault(lane.model, []).append(row)
         self.scheduled.add(request.request_id)
         self.num_tokens += num_tokens
-        self.has_long_work |= num_tokens > 1
         lane.kv.remember(request, row.end)
         lane.waiting.charge(request, num_tokens)
 
@@ -191,10 +191,15 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Decide what the next step computes; the blocks for it are taken and shared when this returns."""
         step = _Step(self.max_num_batched_tokens)
-        for single_token in (True, False):
-            for lane in self.generation_lanes.values():
-                self._schedule_running(step, lane, single_token=single_token)
-        self._schedule_waiting(step)
+        for lane in self.generation_lanes.values():
+            self._schedule_running(step, lane, single_token=True)
+        if any(lane.waiting for lane in self.embedding_lanes.values()):
+            step.reserved = step.room // 2
+        for lane in self.generation_lanes.values():
+            self._schedule_running(step, lane, single_token=False)
+        self._admit_waiting(step)
+        step.reserved = 0
+        self._schedule_texts(step)
         return step.plan()
 
     def advance(self, row: ScheduledRow) -> None:
@@ -249,32 +254,21 @@ class Scheduler:
         lane.num_preemptions += 1
         lane.waiting.push(request)
 
-    def _schedule_waiting(self, step: _Step) -> None:
-        """Start waiting jobs of all models in the policy's order, until budget, seats or blocks are gone.
+    def _admit_waiting(self, step: _Step) -> None:
+        """Start waiting requests of all models in the policy's order, until room, seats or blocks are gone.
 
-        A model whose first job lacks a seat or blocks waits alone. A text that lacks room ends the step for all:
-        prompts behind it would otherwise take the room of every later step as well.
+        A model whose first request lacks blocks waits alone.
         """
-        lanes: list[Lane] = [*self.generation_lanes.values(), *self.embedding_lanes.values()]
-        open_lanes = [lane for lane in lanes if lane.waiting and lane.model not in step.blocked]
-        while open_lanes:
-            lane = min(open_lanes, key=lambda lane: lane.waiting.key(lane.waiting.peek()))
-            if isinstance(lane, GenerationLane):
-                admitted = step.room > 0 and self._admit(step, lane)
-                if not admitted or not lane.waiting:
-                    open_lanes.remove(lane)
-            else:
-                if not self._schedule_texts(step, lane):
-                    return
-                if not lane.waiting:
-                    open_lanes.remove(lane)
+        lanes = [lane for lane in self.generation_lanes.values() if lane.waiting and lane.model not in step.blocked]
+        while lanes and step.room > 0 and self.num_running < self.max_num_seqs:
+            lane = min(lanes, key=lambda lane: lane.waiting.key(lane.waiting.peek()))
+            if not self._admit(step, lane) or not lane.waiting:
+                lanes.remove(lane)
 
     def _admit(self, step: _Step, lane: GenerationLane) -> bool:
-        """Start the lane's first waiting request; False if it has to wait."""
+        """Start the lane's first waiting request; False if it has to wait for blocks."""
         request = lane.waiting.peek()
         assert isinstance(request, Request)
-        if self.num_running >= self.max_num_seqs:
-            return False
         cached = lane.kv.find_cached(request)
         if not lane.kv.can_admit(request, cached):
             return False
@@ -285,22 +279,24 @@ class Scheduler:
         step.add_row(lane, request, min(request.num_tokens - request.num_computed_tokens, step.room))
         return True
 
-    def _schedule_texts(self, step: _Step, lane: EmbeddingLane) -> bool:
-        """Take texts of the lane's first job; False if the next one does not fit into this step.
+    def _schedule_texts(self, step: _Step) -> None:
+        """Take texts of waiting jobs of all models in the policy's order, as many as fit, but at least one.
 
-        A text cannot be cut. One that is longer than the room left may overshoot the budget if the step has no other
-        long work: otherwise it would starve next to steady generation.
+        A text cannot be cut, and one that is longer than the room beside steady generation would never be computed.
         """
-        job = lane.waiting.peek()
-        assert isinstance(job, EmbeddingJob)
-        while job.remaining:
+        lanes = [lane for lane in self.embedding_lanes.values() if lane.waiting]
+        while lanes:
+            lane = min(lanes, key=lambda lane: lane.waiting.key(lane.waiting.peek()))
+            job = lane.waiting.peek()
+            assert isinstance(job, EmbeddingJob)
             num_tokens = len(job.remaining[-1].token_ids)
-            if num_tokens > step.room and step.has_long_work:
-                return False
+            if num_tokens > step.room and step.inputs:
+                return
             step.inputs.setdefault(lane.model, []).append(job.remaining.pop())
             step.num_tokens += num_tokens
-            step.has_long_work = True
             lane.num_prompt_tokens += num_tokens
             lane.waiting.charge(job, num_tokens)
-        lane.waiting.pop()
-        return True
+            if not job.remaining:
+                lane.waiting.pop()
+                if not lane.waiting:
+                    lanes.remove(lane)

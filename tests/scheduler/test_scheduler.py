@@ -215,18 +215,32 @@ def test_cancelling_frees_the_blocks_at_once() -> None:
     assert not scheduler.schedule()
 
 
-def test_embedding_inputs_share_the_budget_in_order_of_arrival() -> None:
-    scheduler = make_scheduler(budget=16)
+def test_texts_and_prompts_share_what_running_streams_leave() -> None:
+    scheduler = make_scheduler(budget=17)
+    scheduler.add(make_request("stream", 1, max_tokens=50))
+    compute(scheduler, scheduler.schedule())
     scheduler.add_embedding(EmbeddingJob("docs", "e", [[1] * 6, [2] * 3, [3] * 5], float(next(_arrival))))
-    scheduler.add(make_request("chat", 8))
+    scheduler.add(make_request("chat", 20))
     plan = scheduler.schedule()
-    assert [(item.index, len(item.token_ids)) for item in plan.embedding[0].inputs] == [
-        (1, 3),
-        (2, 5),
-        (0, 6),
-    ]
-    assert rows_of(plan) == {"chat": (0, 2)}
-    assert plan.num_batched_tokens == 16
+    assert rows_of(plan) == {"stream": (1, 1), "chat": (0, 8)}
+    assert [(item.index, len(item.token_ids)) for item in plan.embedding[0].inputs] == [(1, 3), (2, 5)]
+    assert plan.num_batched_tokens == 17
+    compute(scheduler, plan)
+    plan = scheduler.schedule()
+    assert rows_of(plan) == {"stream": (2, 1), "chat": (8, 8)}
+    assert [item.index for item in plan.embedding[0].inputs] == [0]
+    compute(scheduler, plan)
+    assert rows_of(scheduler.schedule()) == {"stream": (3, 1), "chat": (16, 4)}
+
+
+def test_what_prompts_do_not_need_goes_to_texts() -> None:
+    scheduler = make_scheduler(budget=16)
+    scheduler.add_embedding(EmbeddingJob("docs", "e", [[1] * 5] * 4, float(next(_arrival))))
+    scheduler.add_embedding(EmbeddingJob("more", "e", [[2] * 2], float(next(_arrival))))
+    scheduler.add(make_request("chat", 3))
+    plan = scheduler.schedule()
+    assert rows_of(plan) == {"chat": (0, 3)}
+    assert [item.request_id for item in plan.embedding[0].inputs] == ["docs", "docs"]
 
 
 def test_an_embedding_input_longer_than_the_room_does_not_starve_beside_generation() -> None:
@@ -242,19 +256,17 @@ def test_an_embedding_input_longer_than_the_room_does_not_starve_beside_generati
     assert [len(item.token_ids) for item in plan.embedding[0].inputs] == [20]
 
 
-def test_prompts_that_came_later_do_not_pass_a_text_that_lacks_room() -> None:
+def test_prompts_without_pause_do_not_keep_a_long_text_waiting() -> None:
     scheduler = make_scheduler(budget=16)
-    scheduler.add(make_request("long", 20))
-    compute(scheduler, scheduler.schedule())
-    scheduler.add_embedding(EmbeddingJob("text", "e", [[1] * 14], float(next(_arrival))))
-    scheduler.add(make_request("later", 30))
-    plan = scheduler.schedule()
-    assert rows_of(plan) == {"long": (16, 4)}
-    assert not plan.embedding
-    compute(scheduler, plan)
-    plan = scheduler.schedule()
-    assert len(plan.embedding[0].inputs) == 1
-    assert rows_of(plan) == {"long": (20, 1), "later": (0, 1)}
+    scheduler.add_embedding(EmbeddingJob("text", "e", [[1] * 40, [2] * 40], float(next(_arrival))))
+    for number in range(4):
+        scheduler.add(make_request(f"chat-{number}", 30))
+    for _ in range(2):
+        plan = scheduler.schedule()
+        assert len(plan.embedding[0].inputs) == 1
+        assert rows_of(plan)
+        compute(scheduler, plan)
+    assert not scheduler.schedule().embedding
 
 
 def test_a_text_goes_even_if_every_token_of_the_budget_is_a_running_stream() -> None:
