@@ -120,7 +120,7 @@ class RunDocument:
 
 def write_document(document: RunDocument, path: Path) -> None:
     """Write a result file."""
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=1) + b"\n")
+    path.write_bytes(msgspec.json.encode(document) + b"\n")
 
 
 def read_document(path: Path) -> RunDocument:
