@@ -234,17 +234,3 @@ async def test_garbage_does_not_stop_the_reader(
     await worker.socket.send_multipart([worker.peer, b"Nonsense", b""])
     assert [out.finish_reason async for out in _answered(client, worker, "s")] == ["stop"]
     assert "could not be delivered" in caplog.text
-
-
-async def test_idle_client_does_nothing(client: EngineClient) -> None:
-    calls = 0
-    deliver = client._deliver
-
-    def count(message: Any) -> None:
-        nonlocal calls
-        calls += 1
-        deliver(message)
-
-    client._deliver = count  # type: ignore[method-assign]
-    await asyncio.sleep(0.05)
-    assert calls == 0 and len([t for t in asyncio.all_tasks() if t.get_name() == "engine-client"]) == 1
