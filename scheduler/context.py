@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
+from torch.nn import functional
 
 from penstock.kernels.attention import AttentionBatch, paged_attention
 
@@ -78,15 +79,27 @@ class PagedContext:
         )
 
 
-@dataclass(slots=True)
-class ShapeProbe:
-    """A forward pass that only records what each layer would cache.
+@dataclass(frozen=True, slots=True)
+class LayerCall:
+    """What one attention layer asked for in a trial."""
 
-    Configs name head counts and sizes in many ways, and latent-attention models cache other sizes than any of them:
-    what arrives at the attention function is the truth.
+    layer_idx: int
+    shape: LayerShape
+    scale: float
+    sliding_window: int | None
+    softcap: float | None
+    has_sinks: bool
+
+
+@dataclass(slots=True)
+class Trial:
+    """A forward pass before there is a cache: attends densely and notes what each layer asks for.
+
+    Configs name head counts, sizes and windows in many ways, and latent-attention models cache other sizes than any of
+    them: what arrives at the attention function is the truth.
     """
 
-    shapes: dict[int, LayerShape] = field(default_factory=dict)
+    calls: list[LayerCall] = field(default_factory=list)
 
     def attend(
         self,
@@ -100,9 +113,12 @@ class ShapeProbe:
         softcap: float | None,
         sinks: torch.Tensor | None,
     ) -> torch.Tensor:
-        """Record the shapes; the output has the right shape and no meaning."""
-        self.shapes[layer_idx] = LayerShape(key.shape[1], key.shape[2], value.shape[2], key.dtype)
-        return value.new_zeros(query.shape[0], query.shape[1], value.shape[2])  # [T, H, Dv]
+        """Every token attends to every other: no model's attention, but a function of all that a layer computes."""
+        shape = LayerShape(key.shape[1], key.shape[2], value.shape[2], key.dtype)
+        self.calls.append(LayerCall(layer_idx, shape, scale, sliding_window, softcap, sinks is not None))
+        query, key, value = (states.transpose(0, 1).unsqueeze(0) for states in (query, key, value))  # [1, heads, T, D]
+        output = functional.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=True)
+        return output[0].transpose(0, 1).contiguous()  # [T, H, Dv]
 
 
 _current: ForwardContext | None = None

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from . import device as devices
 from .batch import build_inputs
 from .config import EngineConfig, ModelSpec
-from .context import PagedContext, ShapeProbe, forward_context
+from .context import PagedContext, Trial, forward_context
 from .errors import ModelLoadError, PenstockError
 from .layer_cache import LayerCache, LayerShape, allocate_caches
 from .models import self_check
@@ -150,14 +150,14 @@ class GenerationRunner:
 
 def _probe_shapes(model: PreTrainedModel) -> dict[int, LayerShape]:
     """What each layer caches, by layer index, found by one forward pass of two tokens."""
-    probe = ShapeProbe()
+    trial = Trial()
     tokens = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
     positions = torch.arange(2, device=model.device).unsqueeze(0)
-    with torch.inference_mode(), forward_context(probe):
+    with torch.inference_mode(), forward_context(trial):
         model(input_ids=tokens, position_ids=positions, use_cache=False)
-    if not probe.shapes:
+    if not trial.calls:
         raise ModelLoadError(f"{type(model).__name__} never called the attention function it was given")
-    return probe.shapes
+    return {call.layer_idx: call.shape for call in trial.calls}
 
 
 @contextmanager

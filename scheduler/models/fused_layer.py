@@ -9,15 +9,13 @@ A layer is replaced where its parts have the usual names and, as the proof, both
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
-from ..context import current_context, forward_context
+from ..context import LayerCall, Trial, current_context, forward_context
 from .linear import PackedLinear, concatenate, is_plain
 
 # T packed tokens, H query heads, K kv heads, D head dim, E hidden size, F feed-forward size
@@ -30,42 +28,14 @@ _TOLERANCE = {torch.float32: 1e-4}  # relative error of what the layer adds; oth
 _ROUNDED_TOLERANCE = 0.04
 
 
-@dataclass(slots=True)
-class _Trial:
-    """A forward context that attends densely and notes what the layer asks for."""
-
-    calls: list[tuple[int, float, int | None, float | None]] = field(default_factory=list)
-    """Layer index, scale, sliding window and softcap of each call."""
-    has_sinks: bool = False
-
-    def attend(
-        self,
-        layer_idx: int,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        *,
-        scale: float,
-        sliding_window: int | None,
-        softcap: float | None,
-        sinks: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Every token attends to every other: what matters is that both layers get the same function."""
-        self.calls.append((layer_idx, scale, sliding_window, softcap))
-        self.has_sinks |= sinks is not None
-        query, key, value = (states.transpose(0, 1).unsqueeze(0) for states in (query, key, value))  # [1, heads, T, D]
-        output = functional.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=True)
-        return output[0].transpose(0, 1).contiguous()  # [T, H, D]
-
-
 class FusedDecoderLayer(nn.Module):
     """Takes the place of a decoder layer; `fuse_layers` makes it."""
 
-    def __init__(self, layer: Any, call: tuple[int, float, int | None, float | None], *, packed: bool) -> None:
+    def __init__(self, layer: Any, call: LayerCall, *, packed: bool) -> None:
         """`layer` has the parts named above; `call` is what its attention asked for in a trial."""
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
-        self._layer_idx, self._scale, self._sliding_window, self._softcap = call
+        self._call = call
         self._head_dim: int = attention.head_dim
         projections = [getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")]
         self._num_heads, self._num_kv_heads, _ = (linear.out_features // self._head_dim for linear in projections)
@@ -100,13 +70,13 @@ class FusedDecoderLayer(nn.Module):
         heads = projected.view(num_tokens, num_rotated + self._num_kv_heads, self._head_dim)  # [T, H + 2K, D]
         rotated = self._rotate(self._normalise(heads[:, :num_rotated]), *position_embeddings)  # [T, H + K, D]
         attended = current_context().attend(
-            self._layer_idx,
+            self._call.layer_idx,
             rotated[:, : self._num_heads],
             rotated[:, self._num_heads :],
             heads[:, num_rotated:],
-            scale=self._scale,
-            sliding_window=self._sliding_window,
-            softcap=self._softcap,
+            scale=self._call.scale,
+            sliding_window=self._call.sliding_window,
+            softcap=self._call.softcap,
             sinks=None,
         )  # [T, H, D]
         states = _linear_add(self.o_proj, attended.view(num_tokens, -1), states)
@@ -161,7 +131,7 @@ def _observe(model: PreTrainedModel, layers: nn.ModuleList) -> list[tuple[torch.
     positions = torch.tensor([[0, 1, 2, 5, 9, 14]], device=model.device)
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, positions.shape, generator=generator).to(model.device)
-    with torch.inference_mode(), forward_context(_Trial()):
+    with torch.inference_mode(), forward_context(Trial()):
         model.base_model(input_ids=tokens, position_ids=positions, use_cache=False)
     for hook in hooks:
         hook.remove()
@@ -172,10 +142,10 @@ def _fuse_layer(
     layer: Any, inputs: torch.Tensor, arguments: dict[str, Any], *, packed: bool
 ) -> FusedDecoderLayer | None:
     """The fused layer that answers like `layer` when called with these arguments, None if there is none."""
-    trial = _Trial()
+    trial = Trial()
     with torch.inference_mode(), forward_context(trial):
         expected = layer(inputs, **arguments)
-        if len(trial.calls) != 1 or trial.has_sinks or not isinstance(expected, torch.Tensor):
+        if len(trial.calls) != 1 or trial.calls[0].has_sinks or not isinstance(expected, torch.Tensor):
             return None
         fused = FusedDecoderLayer(layer, trial.calls[0], packed=packed)
         actual = fused(inputs, **arguments)

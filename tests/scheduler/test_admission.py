@@ -7,7 +7,7 @@ import torch
 from tiny_models import MAX_LENGTH, random_model, tiny_config
 from transformers import AutoConfig, PreTrainedConfig
 
-from penstock.scheduler.context import ShapeProbe, forward_context
+from penstock.scheduler.context import Trial, forward_context
 from penstock.scheduler.errors import ModelLoadError, UnsupportedModelError
 from penstock.scheduler.layer_cache import allocate_caches
 from penstock.scheduler.models import self_check
@@ -50,11 +50,12 @@ def test_proven_type_is_proven(model_type: str, dtype: torch.dtype) -> None:
     check(config)
     model = random_model(config, seed=0, attn_implementation=ATTENTION_NAME).to(dtype).eval().requires_grad_(False)
     expected = self_check.single_logits(model)
-    probe = ShapeProbe()
-    with forward_context(probe):
+    trial = Trial()
+    with forward_context(trial):
         model(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
-    assert sorted(probe.shapes) == list(range(config.num_hidden_layers))
-    caches = allocate_caches(probe.shapes, self_check.NUM_BLOCKS, BLOCK_SIZE, torch.device("cpu"))
+    shapes = {call.layer_idx: call.shape for call in trial.calls}
+    assert sorted(shapes) == list(range(config.num_hidden_layers))
+    caches = allocate_caches(shapes, self_check.NUM_BLOCKS, BLOCK_SIZE, torch.device("cpu"))
     speed_up(model, lambda done: None)
     self_check.check_packed(model, caches, BLOCK_SIZE, expected)
 
@@ -64,7 +65,7 @@ def test_self_check_notices_crosstalk(monkeypatch: pytest.MonkeyPatch) -> None:
     register()
     model = random_model(tiny_config("llama"), seed=0, attn_implementation=ATTENTION_NAME).eval()
     expected = self_check.single_logits(model)
-    probe = ShapeProbe()
+    trial = Trial()
 
     def attend(layer_idx: int, query: Any, key: Any, value: Any, **others: Any) -> torch.Tensor:
         out = torch.nn.functional.scaled_dot_product_attention(
@@ -72,8 +73,8 @@ def test_self_check_notices_crosstalk(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         return out.transpose(0, 1).contiguous()
 
-    monkeypatch.setattr(ShapeProbe, "attend", staticmethod(attend))
-    monkeypatch.setattr(self_check, "PagedContext", lambda batch, caches: probe)
+    monkeypatch.setattr(Trial, "attend", staticmethod(attend))
+    monkeypatch.setattr(self_check, "PagedContext", lambda batch, caches: trial)
     with pytest.raises(UnsupportedModelError, match="LlamaForCausalLM cannot be served: its answers change"):
         self_check.check_packed(model, {}, BLOCK_SIZE, expected)
 
@@ -145,7 +146,7 @@ class TestAttentionArguments:
         module = module or torch.nn.Module()
         module.layer_idx = 0
         query, key = torch.randn(1, 4, 3, 8), torch.randn(1, 2, 3, 8)
-        with forward_context(ShapeProbe()):
+        with forward_context(Trial()):
             return paged_attention_forward(module, query, key, key, **arguments)
 
     def test_harmless_ones_pass(self) -> None:

@@ -7,9 +7,9 @@ import torch
 from tiny_models import FAMILIES, VOCAB_SIZE, random_model, tiny_config
 from transformers import PreTrainedModel
 
-from penstock.scheduler.context import forward_context
+from penstock.scheduler.context import Trial, forward_context
 from penstock.scheduler.models.attention import ATTENTION_NAME, register
-from penstock.scheduler.models.fused_layer import FusedDecoderLayer, _Trial, fuse_layers
+from penstock.scheduler.models.fused_layer import FusedDecoderLayer, fuse_layers
 
 
 def make_model(family: str, dtype: torch.dtype = torch.float32, **changes: Any) -> PreTrainedModel:
@@ -21,7 +21,7 @@ def make_model(family: str, dtype: torch.dtype = torch.float32, **changes: Any) 
 
 def logits(model: PreTrainedModel) -> torch.Tensor:
     tokens = torch.randint(VOCAB_SIZE, (1, 30), generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode(), forward_context(_Trial()):
+    with torch.inference_mode(), forward_context(Trial()):
         return model(input_ids=tokens, position_ids=torch.arange(30)[None], use_cache=False).logits.float()
 
 
