@@ -1,16 +1,16 @@
 """Every message between the API processes and the device worker, and how it is framed.
 
 Only these dataclasses cross the process border, as two ZeroMQ frames: the class name and the msgpack body. Up
-(API process to worker): Hello, Submit, Embed, Cancel. Down: ModelLoading, ModelReady, ModelFailed, WorkerReady and,
-once per engine step and API process, StepOutputs. The dataclasses need only the standard library; msgspec is
-imported when the first frame is coded, so that the engine runs in-process without it.
+(API process to worker): Hello, Submit, Embed, Cancel, Load, Unload. Down: ModelLoading, ModelReady, ModelFailed,
+ModelUnloaded, WorkerReady and, once per engine step and API process, StepOutputs. The dataclasses need only the
+standard library; msgspec is imported when the first frame is coded, so that the engine runs in-process without it.
 """
 
 from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING
 
-from .config import ModelKind
+from .config import ModelKind, ModelSpec
 from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -64,6 +64,20 @@ class Cancel:
     request_ids: list[str]
 
 
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Make a model resident. Answered by ModelLoading and ModelReady or ModelFailed; one that is resident is ready."""
+
+    spec: ModelSpec
+
+
+@dataclass(frozen=True, slots=True)
+class Unload:
+    """Give a model's memory back. Answered by ModelUnloaded, or ModelReady again if it has jobs meanwhile."""
+
+    name: str
+
+
 # --------------------------------------------------------------------------------------------- down to an API process
 
 
@@ -104,6 +118,15 @@ class ModelFailed:
 
     name: str
     message: str
+    code: str = "load_failed"
+    """Or "out_of_memory": it would fit if other models were unloaded."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelUnloaded:
+    """A model is no longer resident."""
+
+    name: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,12 +178,16 @@ class RequestOutput:
     """Only the new ones; an end token that ended the job is included and is the last."""
     num_cached_tokens: int = 0
     """Prompt tokens taken from the prefix cache."""
+    num_computed_tokens: int = 0
+    """Without new tokens: prompt tokens computed so far, a sign of life from a long prompt."""
     finish_reason: str | None = None
     """None: more will come. Else "stop" (end token), "length" or "error"."""
     stop_token_id: int | None = None
     """The end token that ended the job, which is then the last of `token_ids` and no part of the text."""
     logprobs: list[TokenLogprobs] | None = None
     """One per entry of `token_ids`, if asked for."""
+    prompt_logprobs: list[TokenLogprobs] | None = None
+    """With the first token, if asked for: one per prompt token but the first, which nothing predicts."""
     error: JobError | None = None
     timings: JobTimings | None = None
     """Set together with `finish_reason`."""
@@ -211,8 +238,8 @@ class StepOutputs:
     """0: no step, only news (a refused job, the load after a cancellation)."""
 
 
-UpMessage = Hello | Submit | Embed | Cancel
-DownMessage = ModelLoading | ModelReady | ModelFailed | WorkerReady | StepOutputs
+UpMessage = Hello | Submit | Embed | Cancel | Load | Unload
+DownMessage = ModelLoading | ModelReady | ModelFailed | ModelUnloaded | WorkerReady | StepOutputs
 Message = UpMessage | DownMessage
 
 _KINDS: dict[bytes, type] = {
@@ -222,9 +249,12 @@ _KINDS: dict[bytes, type] = {
         Submit,
         Embed,
         Cancel,
+        Load,
+        Unload,
         ModelLoading,
         ModelReady,
         ModelFailed,
+        ModelUnloaded,
         WorkerReady,
         StepOutputs,
     )

@@ -45,6 +45,10 @@ class SamplingParams:
     """Do not end at the model's own end tokens."""
     logprobs: int | None = None
     """None: no log probabilities. n: the chosen token's and the n likeliest tokens', of the unmodified distribution."""
+    prompt_logprobs: int | None = None
+    """The same for the prompt's tokens, each given those before it."""
+    grammar: str = ""
+    """llguidance grammar (JSON or Lark) that the output must match; empty: none. Masks the logits before any draw."""
 
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, value: object, wants: str) -> None:
@@ -70,5 +74,8 @@ class SamplingParams:
         check(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "more than 0")
         if self.logprobs is not None:
             check(0 <= self.logprobs <= MAX_LOGPROBS, "logprobs", self.logprobs, f"between 0 and {MAX_LOGPROBS}")
+        if self.prompt_logprobs is not None:
+            in_range = 0 <= self.prompt_logprobs <= MAX_LOGPROBS
+            check(in_range, "prompt_logprobs", self.prompt_logprobs, f"between 0 and {MAX_LOGPROBS}")
         for token_id, bias in self.logit_bias.items():
             check(math.isfinite(bias), f"logit_bias[{token_id}]", bias, "a finite number")

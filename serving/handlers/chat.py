@@ -38,7 +38,7 @@ class ChatHandler:
             EngineDeadError: the worker is gone.
         """
         started = time.monotonic()
-        served, ready = self.services.find(body.model, "generate")
+        served, ready = await self.services.find(body.model, "generate")
         prompt = await _prompt(body, served, token_limit(ready))
         sampling = resolve_sampling(
             body,

@@ -40,7 +40,7 @@ class CompletionHandler:
             EngineDeadError: the worker is gone.
         """
         started = time.monotonic()
-        served, ready = self.services.find(body.model, "generate")
+        served, ready = await self.services.find(body.model, "generate")
         prompts = await _tokenise(body, served, ready)
         request_id = f"cmpl-{uuid.uuid4().hex}"
         now = time.time()

@@ -35,7 +35,7 @@ class EmbeddingHandler:
             EngineDeadError: the worker is gone.
             JobFailedError: the worker refused or lost the job.
         """
-        served, ready = self.services.find(body.model, "embed")
+        served, ready = await self.services.find(body.model, "embed")
         if body.dimensions is not None and body.dimensions > ready.embedding_dim:
             raise ApiError(
                 f"Invalid 'dimensions': {body.dimensions} is above the maximum of {ready.embedding_dim}, the size of "

@@ -20,8 +20,13 @@ class Services:
     shelf: Mapping[str, ServedModel]
     metrics: Metrics
 
-    def find(self, name: str, kind: ModelKind) -> tuple[ServedModel, ModelReady]:
+    async def find(self, name: str, kind: ModelKind, *, ttl: int | None = None) -> tuple[ServedModel, ModelReady]:
         """The model of a request, resident and of the right kind.
+
+        Args:
+            name: as the client wrote it.
+            kind: what the endpoint needs.
+            ttl: seconds that the model stays after its last use, if this request loads it.
 
         Raises:
             ApiError: 404 unknown or failed to load, 400 of the other kind, 503 still loading.

@@ -6,6 +6,7 @@ import sys
 import pytest
 
 from penstock.scheduler import messages
+from penstock.scheduler.config import ModelSpec
 from penstock.scheduler.messages import (
     Cancel,
     Embed,
@@ -13,20 +14,25 @@ from penstock.scheduler.messages import (
     Hello,
     JobError,
     JobTimings,
+    Load,
     Message,
     ModelFailed,
     ModelLoading,
     ModelReady,
     ModelStats,
+    ModelUnloaded,
     RequestOutput,
     StepOutputs,
     Submit,
     TokenLogprobs,
+    Unload,
     WorkerReady,
 )
 from penstock.scheduler.sampling_params import SamplingParams
 
-PARAMS = SamplingParams(max_tokens=3, seed=-(2**63), logit_bias={7: -1.5}, stop_token_ids=(1, 2), logprobs=2)
+PARAMS = SamplingParams(
+    max_tokens=3, seed=-(2**63), logit_bias={7: -1.5}, stop_token_ids=(1, 2), logprobs=2, grammar="a"
+)
 OUTPUT = RequestOutput(
     "r",
     [5],
@@ -42,9 +48,12 @@ MESSAGES: list[Message] = [
     Submit("r", "m", [1, 2], PARAMS, 1.5, [3], "alice", -1, "salt"),
     Embed("e", "m", [[1], [2, 3]], 1.5, "bob", 2),
     Cancel(["r", "e"]),
+    Load(ModelSpec("m", "/models/m", "generate")),
+    Unload("m"),
     ModelLoading("m", "reading weights", 0.5),
     ModelReady("m", "generate", "LlamaForCausalLM", "cpu", "bfloat16", 8192, 49152, 100, 16, 64, 0, 135_000_000),
     ModelFailed("m", "no weights"),
+    ModelUnloaded("m"),
     WorkerReady(),
     StepOutputs([OUTPUT], [EmbeddingOutput("e", 2, b"\0" * 8)], {"m": ModelStats(1, 2, 3, 4, 5, 6, 7, 8, 9)}, 0.1, 64),
 ]
