@@ -1,23 +1,24 @@
-"""The one place where errors become HTTP answers: their status, OpenAI's error body and their headers.
+"""The one place where errors become HTTP answers: their status, their headers and, by `error_forms`, their body.
 
-Everything else raises typed errors and knows nothing of bodies. The body is always
-`{"error": {"message", "type", "param", "code"}}`; bad requests are 400, never 422, which many clients retry.
+Everything else raises typed errors and knows nothing of bodies. Bad requests are 400, never 422, which many clients
+retry.
 """
 
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 
-import orjson
 from fastapi import FastAPI
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Scope
 
 from penstock.scheduler.config import ModelKind
 from penstock.scheduler.errors import EngineDeadError, RequestError
 from penstock.scheduler.messages import JobError
 
+from .error_forms import form_of
 from .protocol.explain import explain
 
 RETRY_AFTER_SECONDS = 5
@@ -58,15 +59,9 @@ class ApiError(Exception):
         if status == 503:
             self.headers.setdefault("retry-after", str(RETRY_AFTER_SECONDS))
 
-    def body(self) -> bytes:
-        """The JSON body."""
-        kind = "server_error" if self.status >= 500 else "invalid_request_error"
-        error = {"message": self.message, "type": kind, "param": self.param, "code": self.code}
-        return orjson.dumps({"error": error})
-
-    def response(self) -> Response:
-        """The whole answer."""
-        return Response(self.body(), self.status, self.headers, "application/json")
+    def response(self, scope: Scope) -> Response:
+        """The whole answer to the exchange of `scope`, in the form of its protocol."""
+        return Response(form_of(scope).body(self, scope), self.status, self.headers, "application/json")
 
 
 class JobFailedError(Exception):
@@ -145,10 +140,10 @@ async def _answer(request: Request, error: Exception) -> Response:
         allowed = (error.headers or {}).get("Allow")
         remedy = f"Use {allowed}." if allowed else "The API lives under /v1, for example POST /v1/chat/completions."
         error = HTTPException(error.status_code, f"Unknown request URL: {path}. {remedy}", error.headers)
-    return translate(error).response()
+    return translate(error).response(request.scope)
 
 
 def install(app: FastAPI) -> None:
-    """Make `app` answer every foreseen error in OpenAI's form."""
+    """Make `app` answer every foreseen error in the form of the protocol that was asked."""
     for kind in (ApiError, ValidationError, JobFailedError, RequestError, EngineDeadError, HTTPException):
         app.add_exception_handler(kind, _answer)

@@ -1,7 +1,7 @@
 """Server-sent events: how they are framed and sent, and how a client that goes away ends the work done for it."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -10,6 +10,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from .error_forms import form_of
 from .errors import translate
 
 T = TypeVar("T")
@@ -20,6 +21,11 @@ DONE = b"data: [DONE]\n\n"
 def event(data: object) -> bytes:
     """One event with a JSON value."""
     return b"data: " + orjson.dumps(data) + b"\n\n"
+
+
+def typed_event(data: Mapping[str, object]) -> bytes:
+    """One event with a JSON object whose `type` is the event's name too."""
+    return b"event: %b\ndata: %b\n\n" % (str(data["type"]).encode(), orjson.dumps(data))
 
 
 async def until_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -54,7 +60,7 @@ class EventStream(Response):
     """An answer of framed events, sent as they come.
 
     The status line waits for the first event, so that an error before it is an ordinary error answer; a later one
-    becomes a last event of OpenAI's error form.
+    becomes a last event in the form of the protocol.
 
     Args:
         events: framed events; closed when the client goes away.
@@ -72,9 +78,9 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the answer."""
-        await until_disconnect(receive, self._send_all(send))
+        await until_disconnect(receive, self._send_all(scope, send))
 
-    async def _send_all(self, send: Send) -> None:
+    async def _send_all(self, scope: Scope, send: Send) -> None:
         async with aclosing(self._events) as events:
             first = await anext(events)
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
@@ -84,5 +90,5 @@ class EventStream(Response):
                 async for framed in events:
                     await send({"type": "http.response.body", "body": framed, "more_body": True})
             except Exception as error:  # the status is out; this is the only way left to tell the client
-                last = b"data: " + translate(error).body() + b"\n\n"
+                last = form_of(scope).event(translate(error), scope)
             await send({"type": "http.response.body", "body": last, "more_body": False})

@@ -44,6 +44,7 @@ class Choice:
         num_tokens: tokens generated so far, an end token included.
         num_cached_tokens: prompt tokens that came from the prefix cache.
         finish_reason: None until it ends.
+        stop_string: the one that ended it, if one did.
     """
 
     def __init__(self, index: int, job: Submit, table: TokenTable, stop: list[str], *, continues: bool) -> None:
@@ -52,6 +53,7 @@ class Choice:
         self.num_tokens = 0
         self.num_cached_tokens = 0
         self.finish_reason: str | None = None
+        self.stop_string: str | None = None
         self._detokenizer = Detokenizer(table, continues=continues)
         self._stops = StopStrings(stop) if stop else None
         self._num_characters = 0  # decoded
@@ -89,8 +91,8 @@ class Choice:
         self._num_characters += len(piece)
         if self._stops is None or not piece or self.num_tokens <= self.job.sampling.min_tokens:
             return piece
-        safe, stopped = self._stops.feed(piece)
-        if stopped:
+        safe, self.stop_string = self._stops.feed(piece)
+        if self.stop_string is not None:
             self.finish_reason = "stop"
         return safe
 

@@ -131,6 +131,8 @@ class ChoiceEnd:
 
     index: int
     finish_reason: Literal["stop", "length", "tool_calls"]
+    stop_string: str | None = None
+    """The stop string that ended it, if one did."""
 
 
 TurnEvent = PromptProgress | ReasoningDelta | TextDelta | ToolCallStart | ToolCallDelta | ToolCallEnd | ChoiceEnd

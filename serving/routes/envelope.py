@@ -10,6 +10,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from ..error_forms import REQUEST_ID
 from ..errors import translate
 from ..metrics import Metrics
 
@@ -40,13 +41,16 @@ class Envelope:
             return
         wanted = Headers(scope=scope).get("x-request-id", "")
         request_id = wanted if _SANE_ID.fullmatch(wanted) else f"req_{uuid.uuid4().hex}"
+        scope.setdefault("state", {})[REQUEST_ID] = request_id
         status = 0
 
         async def send_marked(message: MutableMapping[str, Any]) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(raw=message["headers"]).append("x-request-id", request_id)
+                headers = MutableHeaders(raw=message["headers"])
+                headers.append("x-request-id", request_id)
+                headers.append("request-id", request_id)  # Anthropic's name of it
             await send(message)
 
         try:
@@ -57,7 +61,7 @@ class Envelope:
             _log.exception("internal error at %s %s, x-request-id %s", scope["method"], scope["path"], request_id)
             if status:  # too late for an answer: the server closes the connection, so that the client sees a cut
                 raise
-            await translate(error).response()(scope, receive, send_marked)
+            await translate(error).response(scope)(scope, receive, send_marked)
         finally:
             self._metrics.count_answer(self._route(scope["path"]), status or CLIENT_GONE)
 

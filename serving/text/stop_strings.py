@@ -15,16 +15,17 @@ class StopStrings:
         self._longest = max(map(len, self._stops))
         self._held = ""
 
-    def feed(self, piece: str) -> tuple[str, bool]:
-        """Take the next piece; return the text that is safe to send, and whether a stop string ended it."""
+    def feed(self, piece: str) -> tuple[str, str | None]:
+        """Take the next piece; return the text that is safe to send, and the stop string that ended it, if one did."""
         text = self._held + piece
         found = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
         if found:
             self._held = ""
-            return text[: min(found)[1]], True
+            end, start = min(found)
+            return text[:start], text[start:end]
         keep = self._length_to_hold(text)
         self._held = text[len(text) - keep :]
-        return text[: len(text) - keep], False
+        return text[: len(text) - keep], None
 
     def flush(self) -> str:
         """At the end: the text that was held back and has not become a stop string."""

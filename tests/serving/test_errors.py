@@ -278,3 +278,23 @@ def test_long_lists_fail_fast(kind: type[RequestBody], body: dict[str, Any]) -> 
     with pytest.raises(ValidationError) as caught:
         kind.model_validate(body)
     assert caught.value.error_count() <= 2
+
+
+@pytest.mark.parametrize(
+    ("path", "headers", "expected"),
+    [
+        ("/v1/messages/none", {}, {"type": "error", "error": {"type": "not_found_error"}, "request_id": "mine"}),
+        ("/v1/models/none", {"anthropic-version": "2023-06-01"}, {"type": "error", "request_id": "mine"}),
+        ("/api/v1/none", {}, {"error": {"type": "invalid_request", "code": "unknown_url"}}),
+        ("/api/v0/none", {}, {"error": {"type": "invalid_request_error", "code": "unknown_url"}}),
+    ],
+)
+async def test_the_form_of_an_error_is_that_of_the_protocol(
+    path: str, headers: dict[str, str], expected: dict[str, Any]
+) -> None:
+    async with open_front() as front:
+        response = await front.http.get(path, headers=headers | {"x-request-id": "mine"})
+        assert response.status_code == 404 and response.headers["request-id"] == "mine"
+        body = response.json()
+        assert {name: body[name] for name in expected if name != "error"} | {"error": {}} == expected | {"error": {}}
+        assert expected.get("error", {}).items() <= body["error"].items()

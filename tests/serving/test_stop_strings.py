@@ -9,16 +9,16 @@ from penstock.serving.text.stop_strings import StopStrings
 LETTERS = st.text("abc", max_size=30)
 
 
-def run(stops: list[str], pieces: list[str]) -> tuple[str, bool]:
+def run(stops: list[str], pieces: list[str]) -> tuple[str, str | None]:
     """What comes out of a text in pieces; nothing that is out may be needed for a stop string later."""
     watch = StopStrings(stops)
     out = ""
     for piece in pieces:
-        safe, stopped = watch.feed(piece)
+        safe, stop = watch.feed(piece)
         out += safe
-        if stopped:
-            return out, True
-    return out + watch.flush(), False
+        if stop is not None:
+            return out, stop
+    return out + watch.flush(), None
 
 
 def cut(text: str, lengths: list[int]) -> list[str]:
@@ -29,13 +29,14 @@ def cut(text: str, lengths: list[int]) -> list[str]:
     return [*pieces, text]
 
 
-def first_stop(stops: list[str], text: str) -> tuple[str, bool]:
+def first_stop(stops: list[str], text: str) -> tuple[str, str | None]:
     """By definition: read character by character until the text ends with a stop string, the longest of them."""
     for end in range(1, len(text) + 1):
         ending = [stop for stop in stops if text[:end].endswith(stop)]
         if ending:
-            return text[: end - max(map(len, ending))], True
-    return text, False
+            stop = max(ending, key=len)
+            return text[: end - len(stop)], stop
+    return text, None
 
 
 @given(st.lists(st.text("abc", min_size=1, max_size=5), min_size=1, max_size=4), LETTERS, st.lists(st.integers(0, 6)))
@@ -48,9 +49,9 @@ def test_text_is_held_only_while_it_may_become_a_stop_string(stops: list[str], t
     watch = StopStrings(stops)
     sent = ""
     for end, character in enumerate(text, 1):
-        safe, stopped = watch.feed(character)
+        safe, stop = watch.feed(character)
         sent += safe
-        if stopped:
+        if stop is not None:
             return
         held = text[len(sent) : end]
         assert held == "" or any(stop.startswith(held) for stop in stops)
@@ -61,13 +62,13 @@ def test_text_is_held_only_while_it_may_become_a_stop_string(stops: list[str], t
 @pytest.mark.parametrize(
     ("stops", "pieces", "expected"),
     [
-        (["\n\n"], ["a\n", "b\n", "\nc"], ("a\nb", True)),
-        (["END"], ["E", "N", "E", "N", "D", "x"], ("EN", True)),
-        (["abcd", "bc"], ["abcd"], ("a", True)),
-        (["xabc", "bc"], ["xa", "bc"], ("", True)),
-        (["é🦊"], ["aé", "é", "🦊"], ("aé", True)),
-        (["stop"], ["st", "o"], ("sto", False)),
+        (["\n\n"], ["a\n", "b\n", "\nc"], ("a\nb", "\n\n")),
+        (["END"], ["E", "N", "E", "N", "D", "x"], ("EN", "END")),
+        (["abcd", "bc"], ["abcd"], ("a", "bc")),
+        (["xabc", "bc"], ["xa", "bc"], ("", "xabc")),
+        (["é🦊"], ["aé", "é", "🦊"], ("aé", "é🦊")),
+        (["stop"], ["st", "o"], ("sto", None)),
     ],
 )
-def test_examples(stops: list[str], pieces: list[str], expected: tuple[str, bool]) -> None:
+def test_examples(stops: list[str], pieces: list[str], expected: tuple[str, str | None]) -> None:
     assert run(stops, pieces) == expected
