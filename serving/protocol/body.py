@@ -39,6 +39,13 @@ class RequestBody(BaseModel):
 
     other_fields: ClassVar[Mapping[str, Tolerated | Refused]] = {}
     """The fate of the fields that the model does not have."""
+    executed_fields: ClassVar[frozenset[str]] = frozenset()
+    """Those that it has, as clients write them."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Note the names once: pydantic calls this for each model whose fields are complete."""
+        cls.executed_fields = frozenset(field.alias or name for name, field in cls.model_fields.items())
 
     @model_validator(mode="before")
     @classmethod
@@ -49,7 +56,7 @@ class RequestBody(BaseModel):
         for name, value in raw.items():
             if value is None:
                 continue
-            if name in cls.model_fields:
+            if name in cls.executed_fields:
                 executed[name] = value
             else:
                 _settle(name, value, cls.other_fields.get(name))

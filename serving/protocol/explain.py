@@ -64,7 +64,7 @@ def _explain(detail: ErrorDetails) -> Problem:
     kind: str = detail["type"]
     ctx: dict[str, Any] = detail.get("ctx", {})
     value = detail["input"]
-    path = list(map(str, detail["loc"]))
+    path = [str(step) for step in detail["loc"] if not str(step).startswith("(")]  # unions' tags are in parentheses
     if "param" in ctx:  # a model's own check names the field below its own place
         path.append(str(ctx["param"]))
     param = ".".join(path) or None

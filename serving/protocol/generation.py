@@ -59,14 +59,10 @@ class StreamOptions(RequestBody):
     """Usage in every chunk, as vLLM has it."""
 
 
-class GenerationBody(RequestBody):
-    """Fields of both generation endpoints; None means that the client is silent."""
+class SamplingBody(RequestBody):
+    """How tokens are chosen and when they end, on every endpoint that generates; None: the client is silent."""
 
     model: str
-    stream: bool = False
-    stream_options: StreamOptions = StreamOptions()
-    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
-    max_tokens: MaxTokens = None
     stop: Annotated[list[StopString], BeforeValidator(_as_list)] = Field(
         default_factory=list, max_length=MAX_STOP_STRINGS
     )
@@ -86,3 +82,12 @@ class GenerationBody(RequestBody):
     logit_bias: LogitBias = Field(default_factory=dict)
     priority: int = Field(default=0, ge=-(2**31), lt=2**31)
     cache_salt: str = Field(default="", max_length=256)
+
+
+class GenerationBody(SamplingBody):
+    """What chat and completion requests have in common besides."""
+
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+    n: int = Field(default=1, ge=1, le=MAX_CHOICES)
+    max_tokens: MaxTokens = None
