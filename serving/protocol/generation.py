@@ -7,6 +7,7 @@ from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints
 from .body import RequestBody, invalid
 from .explain import preview
 from .other_fields import STREAM_OPTIONS
+from .output_format import OutputFormatFields
 
 MAX_CHOICES = 128
 """OpenAI's limit on `n`."""
@@ -84,7 +85,7 @@ class SamplingBody(RequestBody):
     cache_salt: str = Field(default="", max_length=256)
 
 
-class GenerationBody(SamplingBody):
+class GenerationBody(SamplingBody, OutputFormatFields):
     """What chat and completion requests have in common besides."""
 
     stream: bool = False

@@ -7,7 +7,8 @@ _CACHE_HINT = Tolerated("Prefix caching is always on and needs no hint.")
 _LIFETIME = Tolerated("Models stay loaded.")
 _SPEED = Tolerated("It only promises speed; the answer is the same.")
 _NO_TOOLS = "It calls tools, which come in a later version."
-_NO_GRAMMAR = "It constrains the output, which comes in a later version."
+_BACKEND = Tolerated("There is one grammar compiler.")
+_WHITESPACE = "JSON is written with a space or a new line and its indentation, or none."
 _NO_STORE = "Nothing is stored."
 _ONLY_TEXT = "Only text is generated."
 
@@ -30,10 +31,8 @@ GENERATION: dict[str, Tolerated | Refused] = COMMON | {
     "cache_prompt": _CACHE_HINT,
     "detokenize": Tolerated("Answers are text.", only=(True,)),
     "draft_model": _SPEED,
-    "guided_choice": Refused(_NO_GRAMMAR),
-    "guided_grammar": Refused(_NO_GRAMMAR),
-    "guided_json": Refused(_NO_GRAMMAR),
-    "guided_regex": Refused(_NO_GRAMMAR),
+    "guided_decoding_backend": _BACKEND,
+    "guided_whitespace_pattern": Refused(_WHITESPACE),
     "include_stop_str_in_output": Tolerated("Stop strings are no part of the text.", only=(False,)),
     "kv_transfer_params": Refused("The KV cache stays on this machine."),
     "length_penalty": Tolerated("There is no beam search.", only=(1.0, 1)),
@@ -44,7 +43,6 @@ GENERATION: dict[str, Tolerated | Refused] = COMMON | {
     "return_tokens_as_token_ids": Tolerated("Answers are text.", only=(False,)),
     "skip_special_tokens": Tolerated("Special tokens are no part of the text.", only=(True,)),
     "spaces_between_special_tokens": Tolerated("Special tokens are no part of the text."),
-    "structured_outputs": Refused(_NO_GRAMMAR),
     "truncate_prompt_tokens": Refused("Prompts are never cut.", "Shorten the prompt."),
     "use_beam_search": Tolerated("There is no beam search.", only=(False,)),
 }
@@ -61,7 +59,6 @@ CHAT: dict[str, Tolerated | Refused] = GENERATION | {
     "modalities": Tolerated(_ONLY_TEXT, only=(["text"],)),
     "parallel_tool_calls": Tolerated("It says how to call tools, and there are none to call."),
     "prediction": Refused("Predicted outputs come in a later version."),
-    "response_format": Tolerated(_NO_GRAMMAR, only=({"type": "text"},)),
     "store": Tolerated(_NO_STORE, only=(False,)),
     "tool_choice": Tolerated(_NO_TOOLS, only=("none", "auto")),
     "tools": Tolerated(_NO_TOOLS, only=([],)),
@@ -71,7 +68,6 @@ CHAT: dict[str, Tolerated | Refused] = GENERATION | {
 
 COMPLETION: dict[str, Tolerated | Refused] = GENERATION | {
     "best_of": Tolerated("Every choice is returned, none is weeded out.", only=(0, 1)),
-    "response_format": Tolerated(_NO_GRAMMAR, only=({"type": "text"},)),
     "store": Tolerated(_NO_STORE, only=(False,)),
     "suffix": Tolerated("The models here do not fill in the middle.", only=("",)),
 }
@@ -109,3 +105,19 @@ PART: dict[str, Tolerated | Refused] = {
 STREAM_OPTIONS: dict[str, Tolerated | Refused] = {
     "include_obfuscation": Tolerated("Obfuscation is padding that clients skip."),
 }
+
+RESPONSE_FORMAT: dict[str, Tolerated | Refused] = {
+    "grammar": Refused("It is another field here.", "Send the grammar as the request's 'grammar'."),
+}
+"""For `response_format`."""
+
+STRUCTURED_OUTPUTS: dict[str, Tolerated | Refused] = {
+    "_backend": _BACKEND,
+    "_backend_was_auto": _BACKEND,
+    "disable_additional_properties": Tolerated("The schema says what may be added.", only=(False,)),
+    "disable_any_whitespace": Refused(_WHITESPACE),
+    "disable_fallback": Tolerated("There is one grammar compiler, and nothing to fall back to."),
+    "structural_tag": Refused("Tags are not understood.", "Send a grammar."),
+    "whitespace_pattern": Refused(_WHITESPACE),
+}
+"""For `structured_outputs`."""

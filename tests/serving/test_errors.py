@@ -100,7 +100,7 @@ CHAT_FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
     ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
     ({"functions": [{}]}, "unsupported_parameter", "functions"),
-    ({"response_format": {"type": "json_object"}}, "unsupported_parameter", "response_format"),
+    ({"response_format": {"type": "xml"}}, "invalid_value", "response_format.type"),
     ({"modalities": ["text", "audio"]}, "unsupported_parameter", "modalities"),
     ({"audio": {"voice": "x"}}, "unsupported_parameter", "audio"),
     ({"web_search_options": {}}, "unsupported_parameter", "web_search_options"),
