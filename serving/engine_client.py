@@ -256,6 +256,7 @@ def _merge(outputs: list[RequestOutput]) -> RequestOutput:
         return outputs[0]
     last = outputs[-1]
     with_logprobs = any(output.logprobs is not None for output in outputs)
+    of_prompt = [output.prompt_logprobs for output in outputs if output.prompt_logprobs is not None]
     return RequestOutput(
         request_id=last.request_id,
         token_ids=[token_id for output in outputs for token_id in output.token_ids],
@@ -263,6 +264,7 @@ def _merge(outputs: list[RequestOutput]) -> RequestOutput:
         finish_reason=last.finish_reason,
         stop_token_id=last.stop_token_id,
         logprobs=[entry for output in outputs for entry in output.logprobs or ()] if with_logprobs else None,
+        prompt_logprobs=of_prompt[0] if of_prompt else None,
         error=last.error,
         timings=last.timings,
     )

@@ -39,21 +39,38 @@ class Choice:
         table: the model's tokens.
         stop: stop strings.
         continues: its text goes on from the prompt's (a completion) and is no message of its own.
+        keeps_end_token: the end token has log probabilities among the text's tokens.
+        only_scores: it is there for its prompt's log probabilities, and the token that the engine must sample is
+            dropped.
 
     Attributes:
         num_tokens: tokens generated so far, an end token included.
         num_cached_tokens: prompt tokens that came from the prefix cache.
         finish_reason: None until it ends.
         stop_string: the one that ended it, if one did.
+        prompt_logprobs: of all prompt tokens but the first, once they have come, if they were asked for.
     """
 
-    def __init__(self, index: int, job: Submit, table: TokenTable, stop: list[str], *, continues: bool) -> None:
+    def __init__(
+        self,
+        index: int,
+        job: Submit,
+        table: TokenTable,
+        stop: list[str],
+        *,
+        continues: bool,
+        keeps_end_token: bool = False,
+        only_scores: bool = False,
+    ) -> None:
         self.index = index
         self.job = job
         self.num_tokens = 0
         self.num_cached_tokens = 0
         self.finish_reason: str | None = None
         self.stop_string: str | None = None
+        self.prompt_logprobs: list[TokenLogprobs] | None = None
+        self._keeps_end_token = keeps_end_token
+        self._only_scores = only_scores
         self._detokenizer = Detokenizer(table, continues=continues)
         self._stops = StopStrings(stop) if stop else None
         self._num_characters = 0  # decoded
@@ -63,11 +80,18 @@ class Choice:
     def feed(self, output: RequestOutput) -> Delta | None:
         """What the engine's output adds; None if it adds nothing that can be sent yet."""
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
+        if output.prompt_logprobs is not None:
+            self.prompt_logprobs = output.prompt_logprobs
+        if self._only_scores:
+            self.finish_reason = "length" if output.finish_reason is not None else None
+            return Delta(self.index, "", finish_reason=self.finish_reason) if self.finish_reason else None
         text = ""
         num_text_tokens = len(output.token_ids) - (output.stop_token_id is not None)
         for position, token_id in enumerate(output.token_ids):
             self.num_tokens += 1
             if position >= num_text_tokens:  # the end token
+                if self._keeps_end_token and output.logprobs is not None:
+                    self._entries.append(TokenEntry(token_id, output.logprobs[position], self._num_characters))
                 break
             piece = self._detokenizer.feed(token_id)
             if output.logprobs is not None:

@@ -8,22 +8,55 @@ from dataclasses import dataclass, replace
 
 import orjson
 
-from penstock.scheduler.messages import ModelReady, Submit
+from penstock.scheduler.messages import ModelReady, Submit, TokenLogprobs
 from penstock.scheduler.sampling_params import SamplingParams
 
 from ..errors import ApiError
 from ..protocol.completion import CompletionBody
 from ..text.served_model import ServedModel
-from ..text.tokenizer import off_loop
 from .choice import Choice, Delta, TokenEntry
+from .completion_prompts import Prompt, read_prompts
 from .frames import ChunkFrames
 from .generation import Generation, run
-from .logprobs import completion_logprobs
-from .sampling import check_token_ids, choice_seed, resolve_sampling, token_limit, token_room
+from .logprobs import completion_logprobs, echo_logprobs, prompt_logprobs
+from .sampling import choice_seed, resolve_sampling, token_room
 from .services import Services
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A checked request, ready to run."""
+
+    body: CompletionBody
+    served: ServedModel
+    prompts: list[Prompt]
+    generation: Generation
+    """The choices of a prompt are neighbours."""
+
+    def prompt_of(self, index: int) -> Prompt:
+        """The prompt that choice `index` continues."""
+        return self.prompts[index // self.generation.choices_per_prompt]
+
+
+@dataclass(slots=True)
+class _Text:
+    """What has come of one choice."""
+
+    text: str = ""
+    entries: list[TokenEntry] | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.text += delta.text
+        self.entries = [*(self.entries or ()), *delta.entries] if delta.entries else self.entries
+
+    @property
+    def mean_logprob(self) -> float:
+        """What `best_of` ranks by: of nothing, as good as certain."""
+        values = [entry.logprobs.logprob for entry in self.entries or ()]
+        return sum(values) / len(values) if values else 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +65,7 @@ class CompletionHandler:
 
     services: Services
 
-    async def prepare(self, body: CompletionBody) -> Generation:
+    async def prepare(self, body: CompletionBody, principal: str) -> Completion:
         """Check a request against its model and tokenise its prompts.
 
         Raises:
@@ -40,69 +73,78 @@ class CompletionHandler:
             EngineDeadError: the worker is gone.
         """
         started = time.monotonic()
-        served, ready = await self.services.find(body.model, "generate")
-        prompts = await _tokenise(body, served, ready)
+        served, ready = await self.services.find(body.model, "generate", ttl=body.ttl)
+        prompts = await read_prompts(body, served, ready)
         request_id = f"cmpl-{uuid.uuid4().hex}"
         now = time.time()
+        per_prompt = max(body.n, body.best_of or 0)
         seed = body.seed
         choices = []
         for number, prompt in enumerate(prompts):
-            sampling = _sampling(body, served, ready, prompt, _param(body, number))
+            sampling = _sampling(body, served, ready, prompt)
             seed = sampling.seed if seed is None else seed  # one seed for the request, drawn or given
-            for index in range(number * body.n, (number + 1) * body.n):
+            for index in range(number * per_prompt, (number + 1) * per_prompt):
                 job = Submit(
                     request_id=f"{request_id}-{index}",
                     model=served.name,
-                    prompt_token_ids=prompt,
+                    prompt_token_ids=prompt.token_ids,
                     sampling=replace(sampling, seed=choice_seed(seed, index)),
                     arrival_time=now,
+                    principal=principal,
                     priority=body.priority,
                     cache_salt=body.cache_salt,
                 )
-                choices.append(Choice(index, job, served.tokenizer.table, body.stop, continues=True))
-        num_prompt_tokens = sum(map(len, prompts))
-        return Generation(request_id, served.name, int(now), choices, num_prompt_tokens, body.n, started)
+                choices.append(
+                    Choice(
+                        index,
+                        job,
+                        served.tokenizer.table,
+                        body.stop,
+                        continues=True,
+                        keeps_end_token=True,
+                        only_scores=body.max_tokens == 0,
+                    )
+                )
+        num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
+        generation = Generation(request_id, served.name, int(now), choices, num_prompt_tokens, per_prompt, started)
+        return Completion(body, served, prompts, generation)
 
-    async def answer(self, generation: Generation, body: CompletionBody) -> dict[str, object]:
+    async def answer(self, completion: Completion) -> dict[str, object]:
         """The whole answer."""
-        echoes = self._echoes(generation, body)
-        texts = list(echoes)
-        entries: list[list[TokenEntry]] = [[] for _ in generation.choices]
+        generation = completion.generation
+        results = [_Text() for _ in generation.choices]
         async with aclosing(run(generation, self.services.engine, self.services.metrics)) as deltas:
             async for delta in deltas:
-                texts[delta.index] += delta.text
-                entries[delta.index] += delta.entries
+                results[delta.index].add(delta)
         return {
             "id": generation.request_id,
             "object": "text_completion",
             "created": generation.created,
             "model": generation.model,
             "choices": [
-                {
-                    "index": choice.index,
-                    "text": texts[choice.index],
-                    "logprobs": self._logprobs(generation, body, entries[choice.index]),
-                    "finish_reason": choice.finish_reason,
-                }
-                for choice in generation.choices
+                _answered_choice(completion, index, generation.choices[source], results[source])
+                for index, source in enumerate(_best(completion, results))
             ],
             "usage": generation.usage(),
         }
 
-    async def events(self, generation: Generation, body: CompletionBody) -> AsyncGenerator[bytes]:
+    async def events(self, completion: Completion) -> AsyncGenerator[bytes]:
         """The answer as framed events."""
-        echoes = self._echoes(generation, body)
+        generation, options = completion.generation, completion.body.stream_options
         frames = ChunkFrames(
             generation,
             "text_completion",
-            include_usage=body.stream_options.include_usage,
-            continuous_usage=body.stream_options.continuous_usage_stats,
+            include_usage=options.include_usage,
+            continuous_usage=options.continuous_usage_stats,
         )
+        begun: set[int] = set()
 
         def frame(delta: Delta) -> bytes:
-            text = echoes[delta.index] + delta.text
-            echoes[delta.index] = ""
-            logprobs = self._logprobs(generation, body, delta.entries)
+            first = delta.index not in begun
+            begun.add(delta.index)
+            choice = generation.choices[delta.index]
+            text = completion.prompt_of(delta.index).echo + delta.text if first else delta.text
+            logprobs = _logprobs(completion, choice, delta.entries, with_echo=first)
             return frames.chunk(delta.index, b'"text":' + orjson.dumps(text), logprobs, delta.finish_reason)
 
         async with aclosing(run(generation, self.services.engine, self.services.metrics)) as deltas:
@@ -110,60 +152,68 @@ class CompletionHandler:
                 yield frame(delta)
         yield frames.end()
 
-    def _echoes(self, generation: Generation, body: CompletionBody) -> list[str]:
-        """What each choice's text begins with: its prompt, if the client wants that, else nothing."""
-        if not body.echo:
-            return [""] * len(generation.choices)
-        tokenizer = self.services.shelf[generation.model].tokenizer
-        texts = [item if isinstance(item, str) else tokenizer.decode(item) for item in body.prompt]
-        return [text for text in texts for _ in range(body.n)]
 
-    def _logprobs(
-        self, generation: Generation, body: CompletionBody, entries: list[TokenEntry]
-    ) -> dict[str, list[object]] | None:
-        if body.logprobs is None:
-            return None
-        return completion_logprobs(entries, self.services.shelf[generation.model].tokenizer.table)
-
-
-def _param(body: CompletionBody, number: int) -> str:
-    return "prompt" if len(body.prompt) == 1 else f"prompt.{number}"
-
-
-def _sampling(
-    body: CompletionBody, served: ServedModel, ready: ModelReady, prompt: list[int], param: str
-) -> SamplingParams:
-    return resolve_sampling(
+def _sampling(body: CompletionBody, served: ServedModel, ready: ModelReady, prompt: Prompt) -> SamplingParams:
+    """Of the first choice of a prompt."""
+    ranked = body.best_of is not None and body.best_of > body.n
+    sampling = resolve_sampling(
         body,
         served.defaults,
         ready,
-        wanted=body.max_tokens or DEFAULT_MAX_TOKENS,
-        room=token_room(ready, len(prompt), param),
-        logprobs=body.logprobs,
+        # The engine samples at least one token; a choice that only scores its prompt drops it.
+        wanted=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens or 1,
+        room=token_room(ready, len(prompt.token_ids), prompt.param),
+        logprobs=body.logprobs if body.logprobs is not None else 0 if ranked else None,
+    )
+    of_prompt = [n for n in (body.logprobs if body.echo else None, body.prompt_logprobs) if n is not None]
+    return replace(
+        sampling,
+        stop_token_ids=(*sampling.stop_token_ids, *prompt.stop_token_ids),
+        prompt_logprobs=max(of_prompt, default=None),
     )
 
 
-async def _tokenise(body: CompletionBody, served: ServedModel, ready: ModelReady) -> list[list[int]]:
-    tokenizer = served.tokenizer
+def _best(completion: Completion, results: list[_Text]) -> list[int]:
+    """The choices that are returned: all, or the likeliest `n` of each prompt's `best_of`, best first."""
+    n, made = completion.body.n, completion.generation.choices_per_prompt
+    if made == n:
+        return list(range(len(results)))
+    groups = (range(first, first + made) for first in range(0, len(results), made))
+    return [
+        index for group in groups for index in sorted(group, key=lambda i: results[i].mean_logprob, reverse=True)[:n]
+    ]
 
-    def encode() -> list[list[int]]:
-        return [
-            item
-            if isinstance(item, list)
-            else tokenizer.encode(item, token_limit(ready), add_special_tokens=body.add_special_tokens)
-            for item in body.prompt
-        ]
 
-    for number, item in enumerate(body.prompt):
-        if isinstance(item, list):
-            check_token_ids(item, ready, _param(body, number))
-    prompts = await off_loop(sum(len(item) for item in body.prompt if isinstance(item, str)), encode)
-    for number, prompt in enumerate(prompts):
-        if not prompt:
-            param = _param(body, number)
-            raise ApiError(
-                f"Invalid '{param}': the prompt has no tokens. Send some text or a begin token.",
-                code="empty_string",
-                param=param,
-            )
-    return prompts
+def _answered_choice(completion: Completion, index: int, choice: Choice, result: _Text) -> dict[str, object]:
+    body = completion.body
+    answer: dict[str, object] = {
+        "index": index,
+        "text": completion.prompt_of(choice.index).echo + result.text,
+        "logprobs": _logprobs(completion, choice, result.entries or [], with_echo=True),
+        "finish_reason": choice.finish_reason,
+    }
+    if body.prompt_logprobs is not None:
+        ids, table = choice.job.prompt_token_ids, completion.served.tokenizer.table
+        answer["prompt_logprobs"] = prompt_logprobs(ids, _of_prompt(choice), body.prompt_logprobs, table)
+    return answer
+
+
+def _logprobs(
+    completion: Completion, choice: Choice, entries: list[TokenEntry], *, with_echo: bool
+) -> dict[str, list[object]] | None:
+    """`logprobs` of a choice or of a piece of it; the prompt's tokens come with the first piece, if at all."""
+    body, table = completion.body, completion.served.tokenizer.table
+    if body.logprobs is None:
+        return None
+    shift = len(completion.prompt_of(choice.index).echo)
+    lists = completion_logprobs(entries, table, shift=shift)
+    if not (body.echo and with_echo):
+        return lists
+    echoed = echo_logprobs(choice.job.prompt_token_ids, _of_prompt(choice), body.logprobs, table)
+    return {key: echoed[key] + values for key, values in lists.items()}
+
+
+def _of_prompt(choice: Choice) -> list[TokenLogprobs]:
+    if choice.prompt_logprobs is None:
+        raise ApiError("The worker has sent no log probabilities of the prompt.", status=500, code="internal_error")
+    return choice.prompt_logprobs

@@ -13,6 +13,7 @@ from penstock.scheduler.messages import Embed, ModelReady
 
 from ..errors import ApiError, context_length_exceeded
 from ..protocol.embedding import EmbeddingBody
+from ..protocol.explain import preview
 from ..text.served_model import ServedModel
 from ..text.tokenizer import off_loop
 from .sampling import check_token_ids
@@ -27,7 +28,7 @@ class EmbeddingHandler:
 
     services: Services
 
-    async def answer(self, body: EmbeddingBody) -> bytes:
+    async def answer(self, body: EmbeddingBody, principal: str) -> bytes:
         """The JSON answer.
 
         Raises:
@@ -35,14 +36,8 @@ class EmbeddingHandler:
             EngineDeadError: the worker is gone.
             JobFailedError: the worker refused or lost the job.
         """
-        served, ready = await self.services.find(body.model, "embed")
-        if body.dimensions is not None and body.dimensions > ready.embedding_dim:
-            raise ApiError(
-                f"Invalid 'dimensions': {body.dimensions} is above the maximum of {ready.embedding_dim}, the size of "
-                f"the vectors of '{served.name}'. Send that or less.",
-                code="integer_above_max_value",
-                param="dimensions",
-            )
+        served, ready = await self.services.find(body.model, "embed", ttl=body.ttl)
+        _check_dimensions(body.dimensions, served, ready)
         inputs = await _tokenise(body, served, ready)
         output = await self.services.engine.embed(
             Embed(
@@ -50,6 +45,7 @@ class EmbeddingHandler:
                 model=served.name,
                 inputs=inputs,
                 arrival_time=time.time(),
+                principal=principal,
                 priority=body.priority,
             )
         )
@@ -57,7 +53,55 @@ class EmbeddingHandler:
         vectors = np.frombuffer(output.data, dtype="<f4").reshape(len(inputs), output.dim)
         if body.dimensions is not None:
             vectors = shorten(vectors, body.dimensions)
-        return _encode(vectors, body, sum(map(len, inputs)))
+        return _encode(vectors, body.encoding_format, served.name, sum(map(len, inputs)))
+
+
+def _check_dimensions(dimensions: int | None, served: ServedModel, ready: ModelReady) -> None:
+    if dimensions is None or dimensions == ready.embedding_dim:
+        return
+    if dimensions > ready.embedding_dim:
+        raise ApiError(
+            f"Invalid 'dimensions': {dimensions} is above the maximum of {ready.embedding_dim}, the size of "
+            f"the vectors of '{served.name}'. Send that or less.",
+            code="integer_above_max_value",
+            param="dimensions",
+        )
+    if (allowed := served.input_rules.dimensions) and dimensions not in allowed:
+        raise ApiError(
+            f"Invalid 'dimensions': the vectors of '{served.name}' cannot be cut to {dimensions}. "
+            f"Send one of: {', '.join(map(str, allowed))}.",
+            code="invalid_value",
+            param="dimensions",
+        )
+
+
+_PROMPT_SYNONYMS = {
+    "document": ("document", "passage"),
+    "passage": ("passage", "document"),
+    "retrieval.passage": ("retrieval.passage", "passage", "document"),
+    "retrieval.query": ("retrieval.query", "query"),
+    "search_document": ("search_document", "document", "passage"),
+    "search_query": ("search_query", "query"),
+}
+"""What other APIs call the two prompts of retrieval."""
+
+
+def _prefix(body: EmbeddingBody, served: ServedModel) -> str:
+    """What is put before every text."""
+    rules = served.input_rules
+    param = body.prompt_param
+    if param is None:
+        return rules.prefix
+    name: str = getattr(body, param)
+    for known in _PROMPT_SYNONYMS.get(name, (name,)):
+        if known in rules.prompts:
+            return rules.prompts[known]
+    raise ApiError(
+        f"Invalid '{param}': the model '{served.name}' has no prompt named {preview(name)}. "
+        f"Its prompts: {', '.join(sorted(rules.prompts)) or 'none'}. Leave it out, or put the prompt into the input.",
+        code="invalid_value",
+        param=param,
+    )
 
 
 def shorten(vectors: Matrix, dimensions: int) -> Matrix:
@@ -75,9 +119,9 @@ def shorten(vectors: Matrix, dimensions: int) -> Matrix:
     return np.ascontiguousarray(head / np.maximum(norms, np.finfo(np.float32).tiny))
 
 
-def _encode(vectors: Matrix, body: EmbeddingBody, num_tokens: int) -> bytes:
+def _encode(vectors: Matrix, encoding: str, model: str, num_tokens: int) -> bytes:
     def encode(vector: Matrix) -> object:
-        return vector if body.encoding_format == "float" else base64.b64encode(vector.tobytes()).decode("ascii")
+        return vector if encoding == "float" else base64.b64encode(vector.tobytes()).decode("ascii")
 
     return orjson.dumps(
         {
@@ -86,7 +130,7 @@ def _encode(vectors: Matrix, body: EmbeddingBody, num_tokens: int) -> bytes:
                 {"object": "embedding", "index": index, "embedding": encode(vector)}
                 for index, vector in enumerate(vectors)
             ],
-            "model": body.model,
+            "model": model,
             "usage": {"prompt_tokens": num_tokens, "total_tokens": num_tokens},
         },
         option=orjson.OPT_SERIALIZE_NUMPY,
@@ -99,6 +143,7 @@ async def _tokenise(body: EmbeddingBody, served: ServedModel, ready: ModelReady)
     limit = min(ready.max_model_len, rules.max_tokens or ready.max_model_len)
     cut = body.truncate_prompt_tokens
     max_length = None if cut is None else limit if cut == -1 else min(cut, limit)
+    prefix = _prefix(body, served)
     texts: list[str] = []
     inputs: list[list[int]] = []
     for number, item in enumerate(body.input):
@@ -111,7 +156,7 @@ async def _tokenise(body: EmbeddingBody, served: ServedModel, ready: ModelReady)
             raise ApiError(
                 f"Invalid '{param}': the text is empty. Send at least one character.", code="empty_string", param=param
             )
-        texts.append(rules.prefix + (item.lower() if rules.lower_case else item))
+        texts.append(prefix + (item.lower() if rules.lower_case else item))
         inputs.append([])
 
     def encode() -> list[list[int]]:

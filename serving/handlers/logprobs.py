@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
+from penstock.scheduler.messages import TokenLogprobs
+
+from ..text.detokenizer import Detokenizer
 from ..text.token_table import TokenTable
 from .choice import TokenEntry
 
@@ -21,23 +24,72 @@ def chat_logprobs(entries: Iterable[TokenEntry], table: TokenTable) -> dict[str,
     }
 
 
-def completion_logprobs(entries: Sequence[TokenEntry], table: TokenTable) -> dict[str, list[object]]:
+def completion_logprobs(entries: Sequence[TokenEntry], table: TokenTable, *, shift: int = 0) -> dict[str, list[object]]:
     """`choices[].logprobs` of a completion.
 
     Args:
         entries: tokens of the text.
         table: the model's tokens.
+        shift: characters before the text, such as an echoed prompt.
     """
     return {
         "tokens": [_legacy_name(entry.token_id, table) for entry in entries],
         "token_logprobs": [_finite(entry.logprobs.logprob) for entry in entries],
-        "top_logprobs": [
-            {_legacy_name(i, table): _finite(p) for i, p in _top(entry)}
-            | {_legacy_name(entry.token_id, table): _finite(entry.logprobs.logprob)}
-            for entry in entries
-        ],
-        "text_offset": [entry.offset for entry in entries],
+        "top_logprobs": [_legacy_top(entry.token_id, entry.logprobs, None, table) for entry in entries],
+        "text_offset": [entry.offset + shift for entry in entries],
     }
+
+
+def echo_logprobs(
+    token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs], num_top: int, table: TokenTable
+) -> dict[str, list[object]]:
+    """The same for an echoed prompt; its first token has null, since nothing predicts it.
+
+    Args:
+        token_ids: the prompt.
+        logprobs: of all tokens but the first.
+        num_top: likeliest tokens to name.
+        table: the model's tokens.
+    """
+    detokenizer = Detokenizer(table, continues=False)
+    offsets, num_characters = [], 0
+    for token_id in token_ids:
+        offsets.append(num_characters)
+        num_characters += len(detokenizer.feed(token_id))
+    rest = list(zip(token_ids[1:], logprobs, strict=True))
+    return {
+        "tokens": [_legacy_name(token_id, table) for token_id in token_ids],
+        "token_logprobs": [None, *(_finite(entry.logprob) for _, entry in rest)],
+        "top_logprobs": [None, *(_legacy_top(token_id, entry, num_top, table) for token_id, entry in rest)],
+        "text_offset": list(offsets),
+    }
+
+
+def prompt_logprobs(
+    token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs], num_top: int, table: TokenTable
+) -> list[object]:
+    """`choices[].prompt_logprobs` as vLLM has it: null for the first token, then by token id what stood there.
+
+    The rank of a prompt token is null when it is not among the likeliest that were asked for.
+    """
+
+    def entry(logprob: float, rank: int | None, token_id: int) -> dict[str, object]:
+        return {"logprob": _finite(logprob), "rank": rank, "decoded_token": table.name(token_id)}
+
+    answer: list[object] = [None]
+    for token_id, chosen in zip(token_ids[1:], logprobs, strict=True):
+        top = list(zip(chosen.top_token_ids, chosen.top_logprobs, strict=True))[:num_top]
+        named = {str(i): entry(p, rank, i) for rank, (i, p) in enumerate(top, 1)}
+        named.setdefault(str(token_id), entry(chosen.logprob, None, token_id))
+        answer.append(named)
+    return answer
+
+
+def _legacy_top(token_id: int, logprobs: TokenLogprobs, num_top: int | None, table: TokenTable) -> dict[str, float]:
+    """The likeliest tokens and the chosen one, by name."""
+    top = list(zip(logprobs.top_token_ids, logprobs.top_logprobs, strict=True))[:num_top]
+    named = {_legacy_name(i, table): _finite(p) for i, p in top}
+    return named | {_legacy_name(token_id, table): _finite(logprobs.logprob)}
 
 
 def _top(entry: TokenEntry) -> Iterable[tuple[int, float]]:

@@ -67,19 +67,15 @@ CHAT: dict[str, Tolerated | Refused] = GENERATION | {
 }
 
 COMPLETION: dict[str, Tolerated | Refused] = GENERATION | {
-    "best_of": Tolerated("Every choice is returned, none is weeded out.", only=(0, 1)),
     "store": Tolerated(_NO_STORE, only=(False,)),
-    "suffix": Tolerated("The models here do not fill in the middle.", only=("",)),
 }
 
 EMBEDDING: dict[str, Tolerated | Refused] = COMMON | {
     "add_special_tokens": Tolerated("Texts get the model's special tokens.", only=(True,)),
     "embed_dtype": Tolerated("Vectors are float32.", only=("float32",)),
-    "input_type": Refused("No prompt is chosen by it.", "Put the prompt into the input."),
     "messages": Refused("Chats are not embedded.", "Send the text as 'input'."),
     "normalize": Tolerated("Vectors are normalised as the model says.", only=(True,)),
     "store": Tolerated(_NO_STORE, only=(False,)),
-    "task": Refused("No prompt is chosen by it.", "Put the prompt into the input."),
 }
 
 MESSAGE: dict[str, Tolerated | Refused] = {

@@ -1,10 +1,11 @@
-"""Reads a request's body: bounded in size, strict JSON, an object, validated; every fault is a 400 or a 413."""
+"""Request bodies in, JSON out: bodies are bounded, strict JSON, an object, validated; every fault is a 400 or a 413."""
 
 import asyncio
 from typing import TypeVar
 
 import orjson
 from starlette.requests import Request
+from starlette.responses import Response
 
 from ..errors import ApiError
 from ..protocol.body import RequestBody
@@ -52,3 +53,8 @@ async def _read_bytes(request: Request, max_bytes: int) -> bytes:
         code="request_too_large",
         headers={"connection": "close"},  # the rest of the body is not read
     )
+
+
+def json_response(body: bytes) -> Response:
+    """The answer with this JSON text."""
+    return Response(body, media_type="application/json")

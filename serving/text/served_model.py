@@ -1,7 +1,8 @@
 """What the API side knows of a model: its name, tokenizer, chat template and defaults, read from its folder."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,10 @@ class EmbeddingInputRules:
     lower_case: bool = False
     prefix: str = ""
     """The default prompt."""
+    prompts: Mapping[str, str] = field(default_factory=dict)
+    """Named prompts, such as `query`."""
+    dimensions: tuple[int, ...] = ()
+    """The sizes that its vectors may be cut to; empty: the model does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,9 +121,15 @@ def _input_rules(folder: Path, tokenizer_config: dict[str, Any]) -> EmbeddingInp
     config = _read(module) if module else {}
     model = _read(folder / "config_sentence_transformers.json")
     limit = config.get("max_seq_length") or tokenizer_config.get("model_max_length")
-    prompts = model.get("prompts") or {}
+    prompts = {name: text for name, text in (model.get("prompts") or {}).items() if isinstance(text, str)}
+    pooling = _read(folder / "1_Pooling" / "config.json")
+    if prompts and pooling.get("include_prompt") is False:
+        raise ModelLoadError("its pooling leaves the tokens of prompts out (include_prompt), which is not supported")
+    sizes = _read(folder / "config.json").get("matryoshka_dimensions")
     return EmbeddingInputRules(
         max_tokens=int(limit) if isinstance(limit, int | float) and 0 < limit < _UNLIMITED else 0,
         lower_case=bool(config.get("do_lower_case")),
-        prefix=str(prompts.get(model.get("default_prompt_name")) or ""),
+        prefix=prompts.get(model.get("default_prompt_name") or "", ""),
+        prompts=prompts,
+        dimensions=tuple(sizes) if isinstance(sizes, list) and all(type(size) is int for size in sizes) else (),
     )

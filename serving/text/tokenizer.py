@@ -88,10 +88,21 @@ class TextTokenizer:
     def _count(self, text: str) -> int:
         return len(self._tokenizer.encode(text, add_special_tokens=False))
 
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """Text of token ids, special tokens left out."""
-        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+        text: str = self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
         return text
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token under its own name; None if there is none."""
+        token_id: int | None = self._tokenizer.token_to_id(token)
+        return token_id
+
+    def begin_token_ids(self) -> tuple[int, ...]:
+        """The tokens that are put before every text."""
+        bare = self._tokenizer.encode("a", add_special_tokens=False).ids
+        framed = self._tokenizer.encode("a", add_special_tokens=True).ids
+        return tuple(framed[: framed.index(bare[0])]) if bare else ()
 
 
 def _batches(texts: Iterable[str]) -> Iterator[list[str]]:

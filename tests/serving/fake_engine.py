@@ -163,8 +163,9 @@ class FakeEngine(EngineClient):
         return self.outputs(job, [*ids, self.end_token_id], "stop")
 
     def outputs(self, job: Submit, ids: Sequence[int], reason: str | None) -> Script:
-        """`ids` in steps; log probabilities if the job wants them: -0.5 for the chosen token, -1, -2, … for others."""
+        """`ids` in steps; log probabilities if the job wants them: -0.5 for the token, -1, -2, … for others."""
         outputs: Script = []
+        prompt_logprobs = job.sampling.prompt_logprobs
         for first in range(0, len(ids), self.tokens_per_step):
             new = list(ids[first : first + self.tokens_per_step])
             last = first + self.tokens_per_step >= len(ids)
@@ -175,14 +176,14 @@ class FakeEngine(EngineClient):
                     num_cached_tokens=min(4, len(job.prompt_token_ids) - 1),
                     finish_reason=reason if last else None,
                     stop_token_id=new[-1] if last and reason == "stop" else None,
-                    logprobs=self._logprobs(job, new),
+                    logprobs=self._logprobs(job.sampling.logprobs, new),
+                    prompt_logprobs=None if first else self._logprobs(prompt_logprobs, job.prompt_token_ids[1:]),
                     timings=JobTimings(0.25, 0.5, 2.0, 0) if last else None,
                 )
             )
         return outputs
 
-    def _logprobs(self, job: Submit, ids: list[int]) -> list[TokenLogprobs] | None:
-        n = job.sampling.logprobs
+    def _logprobs(self, n: int | None, ids: list[int]) -> list[TokenLogprobs] | None:
         if n is None:
             return None
         return [

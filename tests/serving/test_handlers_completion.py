@@ -1,10 +1,13 @@
 """POST /v1/completions: prompts in every form, echo, the log probabilities of old."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from fake_engine import CHAT, events, open_front, tiny_embedding_tokenizer
+from fake_engine import CHAT, Script, events, model_ready, open_front, tiny_embedding_tokenizer, tiny_tokenizer
+from tokenizers import AddedToken
 
+from penstock.scheduler.messages import RequestOutput, Submit, TokenLogprobs
 from penstock.serving.text.chat_template import ChatTemplate
 from penstock.serving.text.tokenizer import TextTokenizer
 
@@ -80,12 +83,114 @@ async def test_logprobs_in_the_shape_of_old() -> None:
         logprobs = (await front.complete(logprobs=2)).json()["choices"][0]["logprobs"]
         assert set(logprobs) == {"tokens", "token_logprobs", "top_logprobs", "text_offset"}
         fox = [f"bytes:\\x{byte:02x}" for byte in "🦊".encode()]
-        assert logprobs["tokens"] == ["h", "i", " ", *fox, "!"]
-        assert logprobs["text_offset"] == [0, 1, 2, 3, 3, 3, 3, 4]
-        assert logprobs["token_logprobs"] == [-0.5] * 8
+        assert logprobs["tokens"] == ["h", "i", " ", *fox, "!", "<|im_end|>"]
+        assert logprobs["text_offset"] == [0, 1, 2, 3, 3, 3, 3, 4, 5]
+        assert logprobs["token_logprobs"] == [-0.5] * 9
         assert logprobs["top_logprobs"][3] == {fox[0]: -0.5, "(": -1.0}
         chosen_only = (await front.complete(logprobs=0)).json()["choices"][0]["logprobs"]
         assert chosen_only["top_logprobs"][0] == {"h": -0.5}
+
+
+async def test_echo_comes_with_the_prompts_logprobs() -> None:
+    async with open_front() as front:
+        front.engine.text = "!"
+        choice = (await front.complete(prompt="hé fox", echo=True, logprobs=2)).json()["choices"][0]
+        assert front.engine.job.sampling.prompt_logprobs == 2
+        assert choice["text"] == "hé fox!"
+        logprobs = choice["logprobs"]
+        num_prompt = len(front.engine.encode("hé fox"))
+        assert logprobs["tokens"][num_prompt:] == ["!", "<|im_end|>"]
+        assert "".join(logprobs["tokens"]).startswith("hbytes:\\xc3bytes:\\xa9 ")
+        assert logprobs["text_offset"][:4] == [0, 1, 1, 2] and logprobs["text_offset"][num_prompt:] == [6, 7]
+        assert logprobs["token_logprobs"] == [None] + [-0.5] * (num_prompt + 1)
+        assert logprobs["top_logprobs"][0] is None and len(logprobs["top_logprobs"][1]) == 2
+
+
+async def test_streamed_echo_is_that_of_the_answer() -> None:
+    async with open_front() as front:
+        wanted: dict[str, Any] = {"prompt": ["hello", [5, 6]], "n": 2, "echo": True, "logprobs": 1}
+        whole = (await front.complete(**wanted)).json()["choices"]
+        chunks = [chunk["choices"][0] for chunk in events(await front.complete(stream=True, **wanted))]
+        for index, choice in enumerate(whole):
+            mine = [chunk for chunk in chunks if chunk["index"] == index]
+            assert "".join(chunk["text"] for chunk in mine) == choice["text"]
+            for key, values in choice["logprobs"].items():
+                assert [value for chunk in mine for value in chunk["logprobs"][key]] == values
+
+
+@pytest.mark.parametrize("max_tokens", [0, 1])
+async def test_loglikelihood_as_lm_eval_asks_for_it(max_tokens: int) -> None:
+    """It reads `[context length : -1]` of each list and compares the token with the likeliest one."""
+    async with open_front() as front:
+        context, continuation = front.engine.encode("hello world"), front.engine.encode(" fox says")
+        front.engine.text = ""  # the model would end here: the end token counts all the same
+        asked = {"prompt": [[*context, *continuation]], "echo": True, "logprobs": 1, "seed": 1234, "temperature": 0}
+        body = (await front.complete(max_tokens=max_tokens, **asked)).json()
+        logprobs = body["choices"][0]["logprobs"]
+        end = -1 if max_tokens else None
+        assert logprobs["token_logprobs"][len(context) : end] == [-0.5] * len(continuation)
+        names = logprobs["tokens"][len(context) : end]
+        assert [max(top, key=top.get) for top in logprobs["top_logprobs"][len(context) : end]] == names
+        assert body["usage"]["completion_tokens"] == max_tokens
+
+
+async def test_nothing_but_the_prompt_is_scored_for_zero_tokens() -> None:
+    async with open_front() as front:
+        for stream in (False, True):
+            response = await front.complete(max_tokens=0, echo=True, stream=stream)
+            (choice,) = events(response)[0]["choices"] if stream else response.json()["choices"]
+            assert (choice["text"], choice["finish_reason"]) == ("hello", "length")
+
+
+async def test_best_of_returns_the_likeliest() -> None:
+    async with open_front() as front:
+
+        def script(job: Submit) -> Script:
+            number = int(job.request_id.rpartition("-")[2]) % 4
+            outputs = front.engine.outputs(job, front.engine.encode("abcd"[number]), "length")
+            entry = TokenLogprobs([-3.0, -1.0, -4.0, -2.0][number], [], [])
+            return [replace(output, logprobs=[entry]) for output in outputs if isinstance(output, RequestOutput)]
+
+        front.engine.script = script
+        body = (await front.complete(prompt=["x", "y"], n=2, best_of=4)).json()
+        assert [(choice["index"], choice["text"]) for choice in body["choices"]] == [
+            (0, "b"),
+            (1, "d"),
+            (2, "b"),
+            (3, "d"),
+        ]
+        assert {choice["logprobs"] for choice in body["choices"]} == {None}
+        assert body["usage"]["completion_tokens"] == 8, "all that was generated counts"
+
+
+async def test_prompt_logprobs_in_vllms_shape() -> None:
+    async with open_front() as front:
+        (choice,) = (await front.complete(prompt=[5, 6, 7], prompt_logprobs=2)).json()["choices"]
+        first, second, third = choice["prompt_logprobs"]
+        assert first is None and choice["text"] == "hello world"
+        assert second["6"] == {"logprob": -0.5, "rank": 1, "decoded_token": front.engine.tokenizer.table.name(6)}
+        assert set(third) == {"7", "10"} and third["10"]["rank"] == 2
+        (choice,) = (await front.complete(prompt=[5, 6], prompt_logprobs=0)).json()["choices"]
+        assert choice["prompt_logprobs"][1]["6"]["rank"] is None
+
+
+async def test_suffix_is_framed_by_the_tokens_of_the_model() -> None:
+    async with open_front() as front:
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_special_tokens(
+            [AddedToken(name) for name in ("<|fim_prefix|>", "<|fim_suffix|>", "<|fim_middle|>")]
+        )
+        object.__setattr__(front.shelf[CHAT], "tokenizer", TextTokenizer(tokenizer))
+        front.engine.models[CHAT] = model_ready(CHAT, vocab_size=400)
+        prefix, suffix, middle = (tokenizer.token_to_id(f"<|fim_{name}|>") for name in ("prefix", "suffix", "middle"))
+        body = (await front.complete(prompt="hello", suffix=" fox", echo=True)).json()
+        job = front.engine.job
+        before, after = front.engine.encode("hello"), front.engine.encode(" fox")
+        assert job.prompt_token_ids == [prefix, *before, suffix, *after, middle]
+        assert tokenizer.token_to_id("<|endoftext|>") in job.sampling.stop_token_ids
+        assert body["choices"][0]["text"] == "hellohello world"
+        assert body["usage"]["prompt_tokens"] == len(job.prompt_token_ids)
+        assert (await front.complete(suffix="")).status_code == 200
 
 
 async def test_streamed_logprobs_are_those_of_the_answer() -> None:

@@ -1,6 +1,7 @@
 """POST /v1/embeddings: inputs in every form, both encodings, shortening, limits."""
 
 import base64
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from fake_engine import DIM, EMBED, error, fake_vector, open_front
 
 from penstock.scheduler.messages import Embed
 from penstock.serving.handlers.embedding import shorten
+from penstock.serving.text.served_model import EmbeddingInputRules
 
 
 def inputs_of(job: object) -> list[list[int]]:
@@ -98,6 +100,50 @@ async def test_too_long_inputs_are_refused_by_index_or_cut() -> None:
 async def test_unusable_inputs_are_named(value: Any, code: str, param: str) -> None:
     async with open_front() as front:
         error(await front.embed(input=value), 400, code, param)
+        assert not front.engine.jobs
+
+
+async def test_models_that_name_their_sizes_are_cut_to_those_only() -> None:
+    async with open_front() as front:
+        rules = replace(front.shelf[EMBED].input_rules, dimensions=(2, 4))
+        object.__setattr__(front.shelf[EMBED], "input_rules", rules)
+        assert "2, 4" in error(await front.embed(dimensions=3), 400, "invalid_value", "dimensions")
+        for size in (2, 4, DIM):
+            assert len((await front.embed(dimensions=size)).json()["data"][0]["embedding"]) == size
+
+
+@pytest.mark.parametrize(
+    ("fields", "prefix"),
+    [
+        ({}, "by default: "),
+        ({"prompt_name": "query"}, "find "),
+        ({"input_type": "search_query"}, "find "),
+        ({"task": "retrieval.passage"}, "doc "),
+        ({"input_type": "document", "task": "document"}, "doc "),
+    ],
+)
+async def test_named_prompts_are_the_models_own(fields: dict[str, str], prefix: str) -> None:
+    async with open_front() as front:
+        rules = EmbeddingInputRules(32, prefix="by default: ", prompts={"query": "find ", "passage": "doc "})
+        object.__setattr__(front.shelf[EMBED], "input_rules", rules)
+        assert (await front.embed(input=["fox"], **fields)).status_code == 200
+        expected = front.shelf[EMBED].tokenizer.encode(prefix + "fox", 100, add_special_tokens=True)
+        assert inputs_of(front.engine.jobs[0]) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"prompt_name": "query"}, "prompt_name"),
+        ({"task": "classification"}, "task"),
+        ({"input_type": "query", "task": "document"}, "input_type"),
+        ({"input_type": "query", "input": [5]}, "input_type"),
+    ],
+)
+async def test_prompts_that_cannot_be_put_before_are_named(fields: dict[str, Any], param: str) -> None:
+    async with open_front() as front:
+        error(await front.embed(**fields), 400, "invalid_value", param)
+        error(await front.embed(messages=[]), 400, "unsupported_parameter", "messages")
         assert not front.engine.jobs
 
 

@@ -50,7 +50,14 @@ def test_embedding_folder(tmp_path: Path) -> None:
         config_sentence_transformers={"prompts": {"query": "q: "}, "default_prompt_name": "query"},
     )
     model = load_served_model("m", "embed", tmp_path)
-    assert model.input_rules == EmbeddingInputRules(256, True, "q: ") and model.chat_template is None
+    assert model.input_rules == EmbeddingInputRules(256, True, "q: ", {"query": "q: "})
+    assert model.chat_template is None
+    write(tmp_path, config={"matryoshka_dimensions": [64, 32]})
+    assert load_served_model("m", "embed", tmp_path).input_rules.dimensions == (64, 32)
+    (tmp_path / "1_Pooling").mkdir()
+    write(tmp_path / "1_Pooling", config={"include_prompt": False})
+    with pytest.raises(ModelLoadError, match="include_prompt"):
+        load_served_model("m", "embed", tmp_path)
 
 
 def test_tokenizers_own_truncation_and_padding_are_off(tmp_path: Path) -> None:

@@ -1,0 +1,29 @@
+"""POST /v1/completions."""
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..handlers.completion import CompletionHandler
+from ..handlers.services import Services
+from ..principal import principal_of
+from ..protocol.completion import CompletionBody
+from ..sse import EventStream, until_disconnect
+from .bodies import json_response, read_body
+
+
+def completions_router(services: Services, *, max_body_bytes: int) -> APIRouter:
+    """The route, over the given services."""
+    router = APIRouter(prefix="/v1")
+    handler = CompletionHandler(services)
+
+    @router.post("/completions", response_model=None)
+    async def create_completion(request: Request) -> Response:
+        body = await read_body(request, CompletionBody, max_body_bytes)
+        completion = await handler.prepare(body, principal_of(request.headers))
+        if body.stream:
+            return EventStream(handler.events(completion))
+        return json_response(orjson.dumps(await until_disconnect(request.receive, handler.answer(completion))))
+
+    return router
