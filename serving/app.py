@@ -8,10 +8,10 @@ from . import errors
 from .engine_client import EngineClient
 from .handlers.services import Services
 from .metrics import Metrics
+from .routes.chat import chat_router
 from .routes.completions import completions_router
 from .routes.embeddings import embeddings_router
 from .routes.envelope import Envelope
-from .routes.inference import inference_router
 from .routes.models import models_router
 from .routes.status import status_router
 from .text.served_model import ServedModel
@@ -42,7 +42,7 @@ def create_app(
     """
     app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     services = Services(engine, shelf, Metrics(engine))
-    app.include_router(inference_router(services, max_body_bytes=max_body_bytes))
+    app.include_router(chat_router(services, max_body_bytes=max_body_bytes))
     app.include_router(completions_router(services, max_body_bytes=max_body_bytes))
     app.include_router(embeddings_router(services, max_body_bytes=max_body_bytes))
     app.include_router(models_router(services))

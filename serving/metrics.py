@@ -105,7 +105,7 @@ class Metrics:
 
         Args:
             model: its model.
-            reason: "stop", "length", "error" or "abort".
+            reason: "stop", "length", "tool_calls", "error" or "abort".
             seconds: since the request's arrival.
             mean_gap: seconds between its tokens, None if it had less than two.
         """

@@ -1,22 +1,13 @@
-"""One choice of an answer: the engine's tokens become text, stop strings end it, log probabilities keep step."""
+"""One choice of an answer in plain text: the engine's tokens become text, stop strings end it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from penstock.scheduler.messages import RequestOutput, Submit, TokenLogprobs
 
 from ..text.detokenizer import Detokenizer
-from ..text.stop_strings import StopStrings
 from ..text.token_table import TokenTable
-
-
-@dataclass(frozen=True, slots=True)
-class TokenEntry:
-    """A token of the text with its log probabilities."""
-
-    token_id: int
-    logprobs: TokenLogprobs
-    offset: int
-    """Characters of the choice's text before the token."""
+from .watched_text import TokenEntry, WatchedText
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +29,15 @@ class Choice:
         job: its job for the engine.
         table: the model's tokens.
         stop: stop strings.
-        continues: its text goes on from the prompt's (a completion) and is no message of its own.
         keeps_end_token: the end token has log probabilities among the text's tokens.
         only_scores: it is there for its prompt's log probabilities, and the token that the engine must sample is
             dropped.
 
     Attributes:
         num_tokens: tokens generated so far, an end token included.
+        num_reasoning_tokens: none, since plain text is not searched for thinking.
         num_cached_tokens: prompt tokens that came from the prefix cache.
         finish_reason: None until it ends.
-        stop_string: the one that ended it, if one did.
         prompt_logprobs: of all prompt tokens but the first, once they have come, if they were asked for.
     """
 
@@ -56,26 +46,22 @@ class Choice:
         index: int,
         job: Submit,
         table: TokenTable,
-        stop: list[str],
+        stop: Sequence[str],
         *,
-        continues: bool,
         keeps_end_token: bool = False,
         only_scores: bool = False,
     ) -> None:
         self.index = index
         self.job = job
         self.num_tokens = 0
+        self.num_reasoning_tokens = 0
         self.num_cached_tokens = 0
         self.finish_reason: str | None = None
-        self.stop_string: str | None = None
         self.prompt_logprobs: list[TokenLogprobs] | None = None
         self._keeps_end_token = keeps_end_token
         self._only_scores = only_scores
-        self._detokenizer = Detokenizer(table, continues=continues)
-        self._stops = StopStrings(stop) if stop else None
-        self._num_characters = 0  # decoded
-        self._num_sent = 0  # of those, sent
-        self._entries: list[TokenEntry] = []  # of tokens whose text is still held back
+        self._detokenizer = Detokenizer(table, continues=True)
+        self._watched = WatchedText(stop)
 
     def feed(self, output: RequestOutput) -> Delta | None:
         """What the engine's output adds; None if it adds nothing that can be sent yet."""
@@ -91,43 +77,26 @@ class Choice:
             self.num_tokens += 1
             if position >= num_text_tokens:  # the end token
                 if self._keeps_end_token and output.logprobs is not None:
-                    self._entries.append(TokenEntry(token_id, output.logprobs[position], self._num_characters))
+                    self._watched.add_token(token_id, output.logprobs[position])
                 break
-            piece = self._detokenizer.feed(token_id)
             if output.logprobs is not None:
-                self._entries.append(TokenEntry(token_id, output.logprobs[position], self._num_characters))
-            text += self._watch(piece)
+                self._watched.add_token(token_id, output.logprobs[position])
+            text += self._watch(self._detokenizer.feed(token_id))
             if self.finish_reason is not None:
                 break
         if self.finish_reason is None and output.finish_reason is not None:
             text += self._watch(self._detokenizer.flush())
             if self.finish_reason is None:
                 self.finish_reason = output.finish_reason
-                text += self._stops.flush() if self._stops else ""
-        self._num_sent += len(text)
-        entries = self._release_entries()
+                text += self._watched.flush()
+        entries = self._watched.release_entries()
         if not text and not entries and self.finish_reason is None:
             return None
         return Delta(self.index, text, entries, self.finish_reason)
 
     def _watch(self, piece: str) -> str:
         """The part of the new text that can be sent; ends the choice at a stop string."""
-        self._num_characters += len(piece)
-        if self._stops is None or not piece or self.num_tokens <= self.job.sampling.min_tokens:
-            return piece
-        safe, self.stop_string = self._stops.feed(piece)
-        if self.stop_string is not None:
+        safe = self._watched.feed(piece, watch=self.num_tokens > self.job.sampling.min_tokens)
+        if self._watched.stop_string is not None:
             self.finish_reason = "stop"
         return safe
-
-    def _release_entries(self) -> list[TokenEntry]:
-        """Entries of tokens that begin in the text sent so far; at the end of a choice the others are dropped.
-
-        Tokens without text of their own (a part of a character, a special token) go out with what surrounds them.
-        """
-        if not self._entries:
-            return []
-        everything = self._num_sent == self._num_characters
-        released = [entry for entry in self._entries if everything or entry.offset < self._num_sent]
-        self._entries = self._entries[len(released) :]
-        return released

@@ -14,13 +14,14 @@ from penstock.scheduler.sampling_params import SamplingParams
 from ..errors import ApiError
 from ..protocol.completion import CompletionBody
 from ..text.served_model import ServedModel
-from .choice import Choice, Delta, TokenEntry
+from .choice import Choice, Delta
 from .completion_prompts import Prompt, read_prompts
-from .frames import ChunkFrames
+from .frames import ChunkFrames, usage_body
 from .generation import Generation, run
 from .logprobs import completion_logprobs, echo_logprobs, prompt_logprobs
-from .sampling import choice_seed, resolve_sampling, token_room
+from .sampling import choice_seed, resolve_sampling, token_room, wishes_of
 from .services import Services
+from .watched_text import TokenEntry
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
@@ -33,8 +34,9 @@ class Completion:
     body: CompletionBody
     served: ServedModel
     prompts: list[Prompt]
-    generation: Generation
-    """The choices of a prompt are neighbours."""
+    choices: list[Choice]
+    """Those of a prompt are neighbours."""
+    generation: Generation[Delta]
 
     def prompt_of(self, index: int) -> Prompt:
         """The prompt that choice `index` continues."""
@@ -100,14 +102,13 @@ class CompletionHandler:
                         job,
                         served.tokenizer.table,
                         body.stop,
-                        continues=True,
                         keeps_end_token=True,
                         only_scores=body.max_tokens == 0,
                     )
                 )
         num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
         generation = Generation(request_id, served.name, int(now), choices, num_prompt_tokens, per_prompt, started)
-        return Completion(body, served, prompts, generation)
+        return Completion(body, served, prompts, choices, generation)
 
     async def answer(self, completion: Completion) -> dict[str, object]:
         """The whole answer."""
@@ -122,10 +123,10 @@ class CompletionHandler:
             "created": generation.created,
             "model": generation.model,
             "choices": [
-                _answered_choice(completion, index, generation.choices[source], results[source])
+                _answered_choice(completion, index, completion.choices[source], results[source])
                 for index, source in enumerate(_best(completion, results))
             ],
-            "usage": generation.usage(),
+            "usage": usage_body(generation.usage()),
         }
 
     async def events(self, completion: Completion) -> AsyncGenerator[bytes]:
@@ -142,7 +143,7 @@ class CompletionHandler:
         def frame(delta: Delta) -> bytes:
             first = delta.index not in begun
             begun.add(delta.index)
-            choice = generation.choices[delta.index]
+            choice = completion.choices[delta.index]
             text = completion.prompt_of(delta.index).echo + delta.text if first else delta.text
             logprobs = _logprobs(completion, choice, delta.entries, with_echo=first)
             return frames.chunk(delta.index, b'"text":' + orjson.dumps(text), logprobs, delta.finish_reason)
@@ -156,21 +157,19 @@ class CompletionHandler:
 def _sampling(body: CompletionBody, served: ServedModel, ready: ModelReady, prompt: Prompt) -> SamplingParams:
     """Of the first choice of a prompt."""
     ranked = body.best_of is not None and body.best_of > body.n
-    sampling = resolve_sampling(
+    of_prompt = [n for n in (body.logprobs if body.echo else None, body.prompt_logprobs) if n is not None]
+    wishes = wishes_of(
         body,
-        served.defaults,
-        ready,
         # The engine samples at least one token; a choice that only scores its prompt drops it.
-        wanted=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens or 1,
-        room=token_room(ready, len(prompt.token_ids), prompt.param),
+        max_tokens=DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens or 1,
         logprobs=body.logprobs if body.logprobs is not None else 0 if ranked else None,
     )
-    of_prompt = [n for n in (body.logprobs if body.echo else None, body.prompt_logprobs) if n is not None]
-    return replace(
-        sampling,
-        stop_token_ids=(*sampling.stop_token_ids, *prompt.stop_token_ids),
+    wishes = replace(
+        wishes,
+        stop_token_ids=(*wishes.stop_token_ids, *prompt.stop_token_ids),
         prompt_logprobs=max(of_prompt, default=None),
     )
+    return resolve_sampling(wishes, served.defaults, ready, room=token_room(ready, len(prompt.token_ids), prompt.param))
 
 
 def _best(completion: Completion, results: list[_Text]) -> list[int]:

@@ -1,9 +1,23 @@
 """Frames stream chunks from byte templates: per event only what changes is encoded."""
 
+from typing import Any
+
 import orjson
 
 from ..sse import DONE
 from .generation import Generation
+from .turn_types import TurnUsage
+
+
+def usage_body(usage: TurnUsage) -> dict[str, object]:
+    """OpenAI's usage object."""
+    return {
+        "prompt_tokens": usage.prompt_tokens,
+        "completion_tokens": usage.completion_tokens,
+        "total_tokens": usage.prompt_tokens + usage.completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+    }
 
 
 class ChunkFrames:
@@ -16,7 +30,7 @@ class ChunkFrames:
         continuous_usage: say the usage so far in every chunk.
     """
 
-    def __init__(self, generation: Generation, kind: str, *, include_usage: bool, continuous_usage: bool) -> None:
+    def __init__(self, generation: Generation[Any], kind: str, *, include_usage: bool, continuous_usage: bool) -> None:
         head = {"id": generation.request_id, "object": kind, "created": generation.created, "model": generation.model}
         self._generation = generation
         self._head = b"data: " + orjson.dumps(head)[:-1] + b',"choices":['
@@ -47,4 +61,4 @@ class ChunkFrames:
         return self._head + b"]" + self._usage_tail() + DONE
 
     def _usage_tail(self) -> bytes:
-        return b',"usage":' + orjson.dumps(self._generation.usage()) + b"}\n\n"
+        return b',"usage":' + orjson.dumps(usage_body(self._generation.usage())) + b"}\n\n"

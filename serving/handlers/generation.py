@@ -5,14 +5,52 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from penstock.scheduler.messages import RequestOutput, Submit
 
 from ..engine_client import EngineClient
 from ..metrics import Metrics
-from .choice import Choice, Delta
+from .turn_types import TurnUsage
+
+News = TypeVar("News")
+"""What is new in a choice."""
+News_co = TypeVar("News_co", covariant=True)
+
+
+class RunnableChoice(Protocol[News_co]):
+    """What a choice is to those who run it; see Choice and TurnChoice."""
+
+    @property
+    def index(self) -> int:
+        """Its place in the answer."""
+
+    @property
+    def job(self) -> Submit:
+        """Its job for the engine."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Generated so far."""
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Of those, spent on thinking."""
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens that came from the prefix cache."""
+
+    @property
+    def finish_reason(self) -> str | None:
+        """None until it ends."""
+
+    def feed(self, output: RequestOutput) -> News_co | None:
+        """What the engine's output adds; nothing or something empty if there is nothing to send."""
 
 
 @dataclass(frozen=True, slots=True)
-class Generation:
+class Generation(Generic[News]):
     """A checked request, ready to run.
 
     Attributes:
@@ -28,30 +66,28 @@ class Generation:
     request_id: str
     model: str
     created: int
-    choices: Sequence[Choice]
+    choices: Sequence[RunnableChoice[News]]
     num_prompt_tokens: int
     choices_per_prompt: int
     started: float
 
-    def usage(self) -> dict[str, object]:
-        """OpenAI's usage object, as of now."""
-        completion = sum(choice.num_tokens for choice in self.choices)
+    def usage(self) -> TurnUsage:
+        """Tokens as of now."""
         n = self.choices_per_prompt
         # The choices of a prompt find each other's work in the cache; what the request found is the least of them.
         cached = sum(
             min(choice.num_cached_tokens for choice in self.choices[first : first + n])
             for first in range(0, len(self.choices), n)
         )
-        return {
-            "prompt_tokens": self.num_prompt_tokens,
-            "completion_tokens": completion,
-            "total_tokens": self.num_prompt_tokens + completion,
-            "prompt_tokens_details": {"cached_tokens": cached},
-            "completion_tokens_details": {"reasoning_tokens": 0},
-        }
+        return TurnUsage(
+            prompt_tokens=self.num_prompt_tokens,
+            cached_tokens=cached,
+            completion_tokens=sum(choice.num_tokens for choice in self.choices),
+            reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self.choices),
+        )
 
 
-async def run(generation: Generation, engine: EngineClient, metrics: Metrics) -> AsyncGenerator[Delta]:
+async def run(generation: Generation[News], engine: EngineClient, metrics: Metrics) -> AsyncGenerator[News]:
     """Run every choice; leaving the iterator cancels those that still run.
 
     Raises:
@@ -59,21 +95,22 @@ async def run(generation: Generation, engine: EngineClient, metrics: Metrics) ->
         JobFailedError: the worker refused or lost a job.
     """
     if len(generation.choices) == 1:
-        deltas = _run_choice(generation, generation.choices[0], engine, metrics)
+        stream = _run_choice(generation, generation.choices[0], engine, metrics)
     else:
-        deltas = _run_together(generation, engine, metrics)
-    async with aclosing(deltas):
-        async for delta in deltas:
-            yield delta
+        stream = _run_together(generation, engine, metrics)
+    async with aclosing(stream):
+        async for news in stream:
+            yield news
 
 
-async def _run_together(generation: Generation, engine: EngineClient, metrics: Metrics) -> AsyncGenerator[Delta]:
-    queue: asyncio.Queue[Delta | Exception] = asyncio.Queue()
+async def _run_together(generation: Generation[News], engine: EngineClient, metrics: Metrics) -> AsyncGenerator[News]:
+    queue: asyncio.Queue[News | Exception | None] = asyncio.Queue()
 
-    async def pump(choice: Choice) -> None:
+    async def pump(choice: RunnableChoice[News]) -> None:
         try:
-            async for delta in _run_choice(generation, choice, engine, metrics):
-                queue.put_nowait(delta)
+            async for news in _run_choice(generation, choice, engine, metrics):
+                queue.put_nowait(news)
+            queue.put_nowait(None)
         except Exception as error:
             queue.put_nowait(error)
 
@@ -81,11 +118,13 @@ async def _run_together(generation: Generation, engine: EngineClient, metrics: M
     try:
         num_running = len(tasks)
         while num_running:
-            delta = await queue.get()
-            if isinstance(delta, Exception):
-                raise delta
-            num_running -= delta.finish_reason is not None
-            yield delta
+            news = await queue.get()
+            if isinstance(news, Exception):
+                raise news
+            if news is None:
+                num_running -= 1
+            else:
+                yield news
     finally:
         for task in tasks:
             task.cancel()
@@ -93,34 +132,35 @@ async def _run_together(generation: Generation, engine: EngineClient, metrics: M
 
 
 async def _run_choice(
-    generation: Generation, choice: Choice, engine: EngineClient, metrics: Metrics
-) -> AsyncGenerator[Delta]:
-    """One choice's deltas; the last one has a finish reason. Measures it too."""
+    generation: Generation[News], choice: RunnableChoice[News], engine: EngineClient, metrics: Metrics
+) -> AsyncGenerator[News]:
+    """What is new in one choice, until it has a finish reason. Measures it too."""
     model = generation.model
     first = last = 0.0
     reason = "abort"
-    delta: Delta | None = None
+    news: News | None = None
     try:
         async with aclosing(engine.generate(choice.job)) as outputs:
             async for output in outputs:
-                now = time.monotonic()
-                if not first:
-                    first = now
-                    metrics.observe_first_token(model, now - generation.started)
-                elif output.token_ids:
-                    metrics.observe_gap(model, (now - last) / len(output.token_ids))
-                last = now
+                if output.token_ids:
+                    now = time.monotonic()
+                    if not first:
+                        first = now
+                        metrics.observe_first_token(model, now - generation.started)
+                    else:
+                        metrics.observe_gap(model, (now - last) / len(output.token_ids))
+                    last = now
                 if output.timings is not None:
                     metrics.observe_timings(model, output.timings)
-                delta = choice.feed(output)
+                news = choice.feed(output)
                 if choice.finish_reason is not None:
                     reason = choice.finish_reason
                     break
-                if delta is not None:
-                    yield delta
+                if news:
+                    yield news
         # The job is over, or cancelled by now if a stop string ended it: its blocks are free before the client knows.
-        if delta is not None:
-            yield delta
+        if news:
+            yield news
     except Exception:
         reason = "error"
         raise

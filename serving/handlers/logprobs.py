@@ -6,7 +6,7 @@ from penstock.scheduler.messages import TokenLogprobs
 
 from ..text.detokenizer import Detokenizer
 from ..text.token_table import TokenTable
-from .choice import TokenEntry
+from .watched_text import TokenEntry
 
 LOWEST = -9999.0
 """What OpenAI writes for a probability of zero, which JSON has no logarithm for."""

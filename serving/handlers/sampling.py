@@ -1,13 +1,15 @@
 """Resolves what a client asked, what the model's defaults say and what fits into complete sampling parameters."""
 
 import random
+from collections.abc import Iterable
 
 from penstock.scheduler.messages import ModelReady
 from penstock.scheduler.sampling_params import SamplingParams
 
 from ..errors import ApiError, context_length_exceeded
-from ..protocol.generation import GenerationBody
+from ..protocol.generation import SamplingBody
 from ..text.served_model import GenerationDefaults
+from .turn_types import SamplingWishes
 
 SMALLEST_TOP_P = 1e-6
 """For `top_p: 0`, which OpenAI allows: keeps the likeliest token alone, as 0 would."""
@@ -36,54 +38,69 @@ def token_room(ready: ModelReady, num_prompt_tokens: int, param: str) -> int:
     return limit - num_prompt_tokens
 
 
+def wishes_of(body: SamplingBody, *, max_tokens: int | None, logprobs: int | None) -> SamplingWishes:
+    """What a body of OpenAI's generation endpoints says of sampling."""
+    return SamplingWishes(
+        max_tokens=max_tokens,
+        temperature=body.temperature,
+        top_p=body.top_p,
+        top_k=body.top_k,
+        min_p=body.min_p,
+        seed=body.seed,
+        presence_penalty=body.presence_penalty,
+        frequency_penalty=body.frequency_penalty,
+        repetition_penalty=body.repeat_penalty if body.repetition_penalty is None else body.repetition_penalty,
+        logit_bias=body.logit_bias,
+        min_tokens=body.min_tokens,
+        ignore_eos=body.ignore_eos,
+        stop_token_ids=tuple(body.stop_token_ids),
+        logprobs=logprobs,
+    )
+
+
 def resolve_sampling(
-    body: GenerationBody,
-    defaults: GenerationDefaults,
-    ready: ModelReady,
-    *,
-    wanted: int,
-    room: int,
-    logprobs: int | None,
+    wishes: SamplingWishes, defaults: GenerationDefaults, ready: ModelReady, *, room: int, grammar: str = ""
 ) -> SamplingParams:
     """Complete parameters of the first choice; further choices differ in their seed (`choice_seed`).
 
     Args:
-        body: the request.
+        wishes: the request's; a limit of tokens beyond `room` is cut to it, since clients send 32000 blindly.
         defaults: the model's own values where the client is silent.
         ready: the model, for the range of token ids.
-        wanted: tokens that the client wants at most, or NO_LIMIT; more than `room` is cut to it, since clients send
-            32000 blindly.
         room: what `token_room` says.
-        logprobs: see SamplingParams.
+        grammar: see SamplingParams.
 
     Raises:
-        ApiError: a token id outside the vocabulary, or min_tokens above `wanted`.
+        ApiError: a token id outside the vocabulary, or min_tokens above the limit of tokens.
     """
-    if wanted != NO_LIMIT and body.min_tokens > wanted:
+    wanted = NO_LIMIT if wishes.max_tokens is None else wishes.max_tokens
+    if wanted != NO_LIMIT and wishes.min_tokens > wanted:
         raise ApiError(
-            f"Invalid 'min_tokens': {body.min_tokens} is above max_tokens, {wanted}. Send that or less.",
+            f"Invalid 'min_tokens': {wishes.min_tokens} is above max_tokens, {wanted}. Send that or less.",
             code="integer_above_max_value",
             param="min_tokens",
         )
-    check_token_ids(body.logit_bias, ready, "logit_bias")
-    check_token_ids(body.stop_token_ids, ready, "stop_token_ids")
+    check_token_ids(wishes.logit_bias, ready, "logit_bias")
+    check_token_ids(wishes.stop_token_ids, ready, "stop_token_ids")
     max_tokens = room if wanted == NO_LIMIT else min(wanted, room)
-    top_k = int(_first(body.top_k, defaults.top_k))
+    top_k = int(_first(wishes.top_k, defaults.top_k))
     return SamplingParams(
         max_tokens=max_tokens,
-        seed=random.getrandbits(64) - 2**63 if body.seed is None else body.seed,
-        logit_bias=body.logit_bias,
-        repetition_penalty=_first(body.repetition_penalty, body.repeat_penalty, defaults.repetition_penalty),
-        presence_penalty=body.presence_penalty,
-        frequency_penalty=body.frequency_penalty,
-        min_tokens=min(body.min_tokens, max_tokens),
-        temperature=_first(body.temperature, defaults.temperature),
+        seed=random.getrandbits(64) - 2**63 if wishes.seed is None else wishes.seed,
+        logit_bias=dict(wishes.logit_bias),
+        repetition_penalty=_first(wishes.repetition_penalty, defaults.repetition_penalty),
+        presence_penalty=wishes.presence_penalty,
+        frequency_penalty=wishes.frequency_penalty,
+        min_tokens=min(wishes.min_tokens, max_tokens),
+        temperature=_first(wishes.temperature, defaults.temperature),
         top_k=top_k if 0 < top_k < ready.vocab_size else 0,  # the engine's "all", whatever number said so
-        top_p=max(SMALLEST_TOP_P, _first(body.top_p, defaults.top_p)),
-        min_p=_first(body.min_p, defaults.min_p),
-        stop_token_ids=tuple(body.stop_token_ids),
-        ignore_eos=body.ignore_eos,
-        logprobs=logprobs,
+        top_p=max(SMALLEST_TOP_P, _first(wishes.top_p, defaults.top_p)),
+        min_p=_first(wishes.min_p, defaults.min_p),
+        stop_token_ids=wishes.stop_token_ids,
+        ignore_eos=wishes.ignore_eos,
+        logprobs=wishes.logprobs,
+        prompt_logprobs=wishes.prompt_logprobs,
+        grammar=grammar,
     )
 
 
@@ -92,7 +109,7 @@ def choice_seed(seed: int, index: int) -> int:
     return (seed + index + 2**63) % 2**64 - 2**63
 
 
-def check_token_ids(token_ids: "list[int] | dict[int, float]", ready: ModelReady, param: str) -> None:
+def check_token_ids(token_ids: Iterable[int], ready: ModelReady, param: str) -> None:
     """Refuse ids that the model has no token for.
 
     Raises:

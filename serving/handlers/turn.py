@@ -4,148 +4,153 @@ Chat completions, Responses, Anthropic's messages and LM Studio's chat are trans
 `TurnRequest` and of its `TurnEvent`s back.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+import time
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 
-from ..text.chat_template import Message
-from ..text.output_format import OutputFormat
-from ..text.tools import Tool, ToolChoice
-from .choice import TokenEntry
+from penstock.scheduler.messages import Submit
 
+from ..text.detokenizer import Detokenizer
+from ..text.pieces import PieceParser, PlainParser
+from ..text.reasoning import ThinkParser
+from ..text.served_model import ServedModel
+from .generation import Generation, run
+from .sampling import choice_seed, resolve_sampling, token_room
+from .services import Services
+from .turn_choice import TurnChoice
+from .turn_prompt import Prompt, render_prompt
+from .turn_types import (
+    ChoiceEnd,
+    FinishReason,
+    PromptProgress,
+    ReasoningDelta,
+    SamplingWishes,
+    TextDelta,
+    ToolCallDelta,
+    ToolCallEnd,
+    ToolCallStart,
+    TurnEvent,
+    TurnRequest,
+    TurnUsage,
+)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingWishes:
-    """What a client says of sampling; None: it is silent, and the model's own defaults count."""
-
-    max_tokens: int | None = None
-    """None or -1: as many as fit."""
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    seed: int | None = None
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    repetition_penalty: float | None = None
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    min_tokens: int = 0
-    ignore_eos: bool = False
-    stop_token_ids: tuple[int, ...] = ()
-    logprobs: int | None = None
-    """None: none. n: the chosen token's and the n likeliest."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TurnRequest:
-    """What a protocol asks of the assistant."""
-
-    request_id: str
-    """Of the answer; the jobs in the engine are called after it."""
-    model: str
-    """As the client wrote it."""
-    messages: Sequence[Message]
-    """In the form of chat templates: role, content (text), tool_calls, tool_call_id, reasoning_content."""
-    param: str = "messages"
-    """The request field that errors about the prompt name."""
-    tools: Sequence[Tool] = ()
-    tool_choice: ToolChoice = ToolChoice()
-    parallel_tool_calls: bool = True
-    output_format: OutputFormat | None = None
-    sampling: SamplingWishes = SamplingWishes()
-    n: int = 1
-    stop: Sequence[str] = ()
-    reasoning_effort: str | None = None
-    template_variables: Mapping[str, Any] = field(default_factory=dict)
-    """Further variables for the chat template, refused if it does not read them."""
-    add_generation_prompt: bool = True
-    continue_final_message: bool = False
-    ttl: int | None = None
-    """Seconds that the model stays after its last use, if this request loads it."""
-    principal: str = ""
-    priority: int = 0
-    cache_salt: str = ""
+__all__ = [
+    "ChoiceEnd",
+    "FinishReason",
+    "PromptProgress",
+    "ReasoningDelta",
+    "SamplingWishes",
+    "TextDelta",
+    "ToolCallDelta",
+    "ToolCallEnd",
+    "ToolCallStart",
+    "Turn",
+    "TurnEvent",
+    "TurnRequest",
+    "TurnUsage",
+    "count_prompt_tokens",
+    "prepare_turn",
+    "run_turn",
+    "run_turn_in_batches",
+]
 
 
 @dataclass(frozen=True, slots=True)
-class PromptProgress:
-    """Nothing new yet, but the prompt is being computed."""
+class Turn:
+    """A checked request, ready to run."""
 
-    num_computed_tokens: int
-    num_prompt_tokens: int
+    request: TurnRequest
+    served: ServedModel
+    generation: Generation[list[TurnEvent]]
 
+    @property
+    def created(self) -> int:
+        """Unix seconds."""
+        return self.generation.created
 
-@dataclass(frozen=True, slots=True)
-class ReasoningDelta:
-    """A piece of the model's thinking."""
+    @property
+    def num_prompt_tokens(self) -> int:
+        """Of its one prompt."""
+        return self.generation.num_prompt_tokens
 
-    index: int
-    """Of the choice, as in all events below."""
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class TextDelta:
-    """A piece of the answer's text."""
-
-    index: int
-    text: str
-    entries: list[TokenEntry] = field(default_factory=list)
-    """Its tokens, if log probabilities were asked for."""
+    def usage(self) -> TurnUsage:
+        """Tokens as of now."""
+        return self.generation.usage()
 
 
-@dataclass(frozen=True, slots=True)
-class ToolCallStart:
-    """The model begins to call a tool; calls of a choice come one after the other."""
+async def prepare_turn(services: Services, request: TurnRequest) -> Turn:
+    """Check a request against its model and render its prompt.
 
-    index: int
-    call_index: int
-    """0, 1, … among the calls of this choice."""
-    call_id: str
-    """`call_…`, unique."""
-    tool: Tool
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCallDelta:
-    """A piece of a call's arguments: JSON text, or a custom tool's input."""
-
-    index: int
-    call_index: int
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCallEnd:
-    """A call is complete."""
-
-    index: int
-    call_index: int
-    arguments: str
-    """All of it."""
-
-
-@dataclass(frozen=True, slots=True)
-class ChoiceEnd:
-    """A choice is complete."""
-
-    index: int
-    finish_reason: Literal["stop", "length", "tool_calls"]
-    stop_string: str | None = None
-    """The stop string that ended it, if one did."""
-
-
-TurnEvent = PromptProgress | ReasoningDelta | TextDelta | ToolCallStart | ToolCallDelta | ToolCallEnd | ChoiceEnd
+    Raises:
+        ApiError: the request cannot be served as it is.
+        EngineDeadError: the worker is gone.
+    """
+    started = time.monotonic()
+    served, ready = await services.find(request.model, "generate", ttl=request.ttl)
+    prompt = await render_prompt(request, served, ready)
+    sampling = resolve_sampling(
+        request.sampling, served.defaults, ready, room=token_room(ready, len(prompt.token_ids), request.param)
+    )
+    now = time.time()
+    choices = [
+        TurnChoice(
+            index,
+            Submit(
+                request_id=f"{request.request_id}-{index}",
+                model=served.name,
+                prompt_token_ids=prompt.token_ids,
+                sampling=replace(sampling, seed=choice_seed(sampling.seed, index)),
+                arrival_time=now,
+                principal=request.principal,
+                priority=request.priority,
+                cache_salt=request.cache_salt,
+            ),
+            Detokenizer(served.tokenizer.table, continues=request.continue_final_message),
+            _parser(served, prompt),
+            request.stop,
+            {},
+            0,
+        )
+        for index in range(request.n)
+    ]
+    generation = Generation(
+        request.request_id, served.name, int(now), choices, len(prompt.token_ids), request.n, started
+    )
+    return Turn(request, served, generation)
 
 
-@dataclass(frozen=True, slots=True)
-class TurnUsage:
-    """Tokens of a turn as of now."""
+async def run_turn(turn: Turn, services: Services) -> AsyncGenerator[TurnEvent]:
+    """Run every choice; leaving the iterator cancels those that still run. Each choice ends with a ChoiceEnd.
 
-    prompt_tokens: int
-    """Of all prompts, each counted once."""
-    cached_tokens: int
-    """Of those, found in the prefix cache."""
-    completion_tokens: int
-    reasoning_tokens: int
-    """Of the completion tokens, spent on thinking."""
+    Raises:
+        EngineDeadError: the worker is gone.
+        JobFailedError: the worker refused or lost a job.
+    """
+    async with aclosing(run_turn_in_batches(turn, services)) as batches:
+        async for events in batches:
+            for event in events:
+                yield event
+
+
+def run_turn_in_batches(turn: Turn, services: Services) -> AsyncGenerator[list[TurnEvent]]:
+    """The same, with the events that come together in one list, for one write to the client."""
+    return run(turn.generation, services.engine, services.metrics)
+
+
+async def count_prompt_tokens(services: Services, request: TurnRequest) -> int:
+    """Tokens of a request's prompt, without a job for the engine.
+
+    Raises:
+        ApiError: the request cannot be served as it is.
+        EngineDeadError: the worker is gone.
+    """
+    served, ready = await services.find(request.model, "generate", ttl=request.ttl)
+    return len((await render_prompt(request, served, ready)).token_ids)
+
+
+def _parser(served: ServedModel, prompt: Prompt) -> PieceParser:
+    markers = served.chat_template.think_markers if served.chat_template is not None else None
+    if markers is None:
+        return PlainParser()
+    return ThinkParser(markers, PlainParser(), starts_inside=prompt.ends_in_thinking)

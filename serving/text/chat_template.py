@@ -16,6 +16,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..protocol.chat import RESERVED_TEMPLATE_NAMES
+from .reasoning import find_think_markers
 
 Message = dict[str, Any]
 
@@ -36,6 +37,7 @@ class ChatTemplate:
 
     Attributes:
         variables: the names that it reads and that a request may set.
+        think_markers: what the model writes around its thinking, if it thinks.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
@@ -43,6 +45,7 @@ class ChatTemplate:
         self._template = environment.from_string(source)
         read = meta.find_undeclared_variables(environment.parse(source))
         self.variables = frozenset(read - environment.globals.keys() - RESERVED_TEMPLATE_NAMES)
+        self.think_markers = find_think_markers(source)
         self._special_tokens = dict(special_tokens)
         self._knows_developer = "developer" in source
         self._wants_parts = not self._renders(_PROBE) and self._renders([{"type": "text", "text": _PROBE}])

@@ -378,3 +378,33 @@ async def test_official_client_accepts_every_form() -> None:
         async with client.chat.completions.stream(model=CHAT, messages=messages) as helper:
             final = await helper.get_final_completion()
         assert final.choices[0].message.content == "hello world"
+
+
+THINKING = "{{ messages[0].content }}{% if add_generation_prompt %}<think>\n{% endif %}{# </think> #}"
+
+
+@pytest.mark.parametrize("tokens_per_step", [1, 4, 100])
+async def test_thinking_is_no_part_of_the_content(tokens_per_step: int) -> None:
+    async with open_front() as front:
+        use_template(front, THINKING)
+        front.engine.tokens_per_step = tokens_per_step
+        front.engine.text = "so it is</think>\n\nhello END world"
+        body = (await front.chat(stop="END", logprobs=True)).json()
+        message = body["choices"][0]["message"]
+        assert (message["content"], message["reasoning_content"], message["reasoning"]) == ("hello ", *["so it is"] * 2)
+        spelled = bytes(b for token in body["choices"][0]["logprobs"]["content"] for b in token["bytes"]).decode()
+        assert spelled.startswith("hello ") and "think" not in spelled
+        num_thinking = len(front.engine.encode("so it is</think>"))
+        assert 0 <= body["usage"]["completion_tokens_details"]["reasoning_tokens"] - num_thinking <= 1
+        deltas = [c["choices"][0]["delta"] for c in events(await front.chat(stream=True, stop="END"))]
+        assert deltas[0] == {"role": "assistant", "content": ""}
+        assert "".join(delta.get("reasoning_content", "") for delta in deltas) == "so it is"
+        assert "".join(delta.get("content", "") for delta in deltas) == "hello "
+
+
+async def test_stop_strings_do_not_end_the_thinking() -> None:
+    async with open_front() as front:
+        use_template(front, "{{ messages[0].content }}{# </think> #}")
+        front.engine.text = "<think>an END is near</think>but not END yet"
+        message = (await front.chat(stop="END")).json()["choices"][0]["message"]
+        assert (message["reasoning"], message["content"]) == ("an END is near", "but not ")

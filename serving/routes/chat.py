@@ -1,4 +1,4 @@
-"""POST /v1/chat/completions."""
+"""The route of chat completions."""
 
 import orjson
 from fastapi import APIRouter
@@ -7,22 +7,24 @@ from starlette.responses import Response
 
 from ..handlers.chat import ChatHandler
 from ..handlers.services import Services
+from ..principal import principal_of
 from ..protocol.chat import ChatCompletionBody
 from ..sse import EventStream, until_disconnect
 from .bodies import json_response, read_body
 
 
-def inference_router(services: Services, *, max_body_bytes: int) -> APIRouter:
-    """The routes, over the given services."""
+def chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
+    """The route, over the given services."""
     router = APIRouter(prefix="/v1")
     chat = ChatHandler(services)
 
     @router.post("/chat/completions", response_model=None)
     async def create_chat_completion(request: Request) -> Response:
         body = await read_body(request, ChatCompletionBody, max_body_bytes)
-        generation = await chat.prepare(body)
+        turn = await chat.prepare(body, principal_of(request.headers))
         if body.stream:
-            return EventStream(chat.events(generation, body))
-        return json_response(orjson.dumps(await until_disconnect(request.receive, chat.answer(generation, body))))
+            return EventStream(chat.events(turn, body))
+        answer = await until_disconnect(request.receive, chat.answer(turn, body))
+        return json_response(orjson.dumps(answer))
 
     return router

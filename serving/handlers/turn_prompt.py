@@ -1,0 +1,107 @@
+"""The prompt of a turn: the chat template's variables settled, the messages rendered and tokenised."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from penstock.scheduler.messages import ModelReady
+
+from ..errors import ApiError
+from ..text.chat_template import ChatTemplate, TemplateRefusalError
+from ..text.served_model import ServedModel
+from ..text.tokenizer import off_loop
+from .sampling import token_limit
+from .turn_types import TurnRequest
+
+_THINKING_SWITCHES = ("enable_thinking", "thinking")
+"""What chat templates call the variable that switches thinking on and off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A rendered prompt."""
+
+    token_ids: list[int]
+    ends_in_thinking: bool
+    """The template has opened the model's thinking."""
+
+
+async def render_prompt(request: TurnRequest, served: ServedModel, ready: ModelReady) -> Prompt:
+    """Render and tokenise, off the event loop if it is long.
+
+    Raises:
+        ApiError: the model has no chat template, or it refuses the messages or a variable.
+    """
+    template = served.chat_template
+    if template is None:
+        raise ApiError(
+            f"The model '{served.name}' has no chat template. Use /v1/completions with a finished prompt.",
+            code="model_not_supported",
+            param="model",
+        )
+    variables = template_variables(request, served.name, template)
+    think = template.think_markers
+
+    def render_and_encode() -> Prompt:
+        text = template.render(
+            request.messages,
+            add_generation_prompt=request.add_generation_prompt,
+            continue_final_message=request.continue_final_message,
+            variables=variables,
+        )
+        # The template has written the special tokens; the tokenizer would write some of them again.
+        token_ids = served.tokenizer.encode(text, token_limit(ready), add_special_tokens=False)
+        return Prompt(token_ids, think is not None and think.is_open_after(text))
+
+    try:
+        prompt = await off_loop(sum(len(message["content"]) for message in request.messages), render_and_encode)
+    except TemplateRefusalError as error:
+        raise ApiError(f"Invalid '{request.param}': {error}.", code="invalid_value", param=request.param) from error
+    if not prompt.token_ids:
+        raise ApiError(
+            f"Invalid '{request.param}': it renders to an empty prompt. Send some text.",
+            code="empty_array",
+            param=request.param,
+        )
+    return prompt
+
+
+def template_variables(request: TurnRequest, model: str, template: ChatTemplate) -> dict[str, Any]:
+    """The variables that a request sets in its chat template.
+
+    One that the template does not read would change nothing, and the client would believe it had; only hints of
+    thinking may. An effort for a template that knows no efforts but a switch turns the switch; "none" asks models
+    without a switch for what they do anyway.
+
+    Raises:
+        ApiError: unsupported_parameter, the template does not read a variable.
+    """
+    variables = dict(request.template_variables)
+    for name in variables:
+        if name not in template.variables:
+            raise _unread(f"chat_template_kwargs.{name}", name, model, template)
+    switch = next((name for name in _THINKING_SWITCHES if name in template.variables), None)
+    if request.enable_thinking is not None:
+        if switch is not None:
+            variables.setdefault(switch, request.enable_thinking)  # the more explicit place wins
+        elif not request.thinking_is_hint:
+            raise _unread("enable_thinking", "enable_thinking", model, template)
+    effort = request.reasoning_effort
+    if effort is None:
+        return variables
+    if "reasoning_effort" in template.variables:
+        variables.setdefault("reasoning_effort", effort)
+    elif switch is not None:
+        variables.setdefault(switch, effort != "none")
+    elif effort != "none" and not request.thinking_is_hint:
+        raise _unread("reasoning_effort", "reasoning_effort", model, template)
+    return variables
+
+
+def _unread(param: str, name: str, model: str, template: ChatTemplate) -> ApiError:
+    known = ", ".join(sorted(template.variables)) or "none"
+    return ApiError(
+        f"Unsupported '{param}': the chat template of '{model}' has no variable {name}, so it would change nothing. "
+        f"Leave it out. Variables of that template: {known}.",
+        code="unsupported_parameter",
+        param=param,
+    )
