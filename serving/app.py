@@ -8,6 +8,7 @@ from . import errors
 from .engine_client import EngineClient
 from .handlers.services import Services
 from .metrics import Metrics
+from .routes.anthropic import anthropic_router
 from .routes.chat import chat_router
 from .routes.completions import completions_router
 from .routes.embeddings import embeddings_router
@@ -25,6 +26,8 @@ _ROUTES = frozenset(
         "/v1/chat/completions",
         "/v1/completions",
         "/v1/embeddings",
+        "/v1/messages",
+        "/v1/messages/count_tokens",
         "/v1/models",
     }
 )
@@ -42,6 +45,7 @@ def create_app(
     """
     app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     services = Services(engine, shelf, Metrics(engine))
+    app.include_router(anthropic_router(services, max_body_bytes=max_body_bytes))
     app.include_router(chat_router(services, max_body_bytes=max_body_bytes))
     app.include_router(completions_router(services, max_body_bytes=max_body_bytes))
     app.include_router(embeddings_router(services, max_body_bytes=max_body_bytes))

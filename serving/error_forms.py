@@ -17,6 +17,7 @@ class ClientError(Protocol):
     status: int
     code: str | None
     param: str | None
+    tokens: tuple[int, int] | None
 
 
 class ErrorForm(Protocol):
@@ -62,8 +63,8 @@ class AnthropicForm:
         """The JSON body of an error answer."""
         kind = self._TYPES.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
         message = error.message
-        if error.code == "context_length_exceeded":  # by these words Claude Code knows that it must compact
-            message = f"prompt is too long: {message[:1].lower()}{message[1:]}"
+        if error.tokens is not None:  # by these words Claude Code knows that it must compact, and how much
+            message = f"prompt is too long: {error.tokens[0]} tokens > {error.tokens[1]} maximum. {message}"
         request_id = scope.get("state", {}).get(REQUEST_ID)
         return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}, "request_id": request_id})
 

@@ -38,6 +38,7 @@ class ApiError(Exception):
         status: HTTP status.
         code: OpenAI's machine-readable code.
         param: dotted path of the request field at fault, if there is one.
+        tokens: of an input that is too long: how many it has at least, and how many it may have.
         headers: extra response headers.
     """
 
@@ -48,6 +49,7 @@ class ApiError(Exception):
         status: int = 400,
         code: str | None = None,
         param: str | None = None,
+        tokens: tuple[int, int] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
@@ -55,6 +57,7 @@ class ApiError(Exception):
         self.status = status
         self.code = code
         self.param = param
+        self.tokens = tokens
         self.headers = dict(headers or {})
         if status == 503:
             self.headers.setdefault("retry-after", str(RETRY_AFTER_SECONDS))
@@ -101,6 +104,7 @@ def context_length_exceeded(num_tokens: int, limit: int, what: str, *, param: st
         f"The input has at least {num_tokens} tokens, but {what} takes at most {limit}. Shorten the input.",
         code="context_length_exceeded",
         param=param,
+        tokens=(num_tokens, limit),
     )
 
 

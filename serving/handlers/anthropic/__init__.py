@@ -1,0 +1,1 @@
+"""Anthropic's messages: requests to turns of the assistant, and turns to message objects and event streams."""

@@ -1,0 +1,44 @@
+"""Anthropic's routes: POST /v1/messages and /v1/messages/count_tokens."""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..handlers.anthropic.messages import MessagesHandler
+from ..handlers.anthropic.request import not_offered
+from ..handlers.services import Services
+from ..principal import principal_of
+from ..protocol.anthropic.messages import MessagesBody, PromptBody
+from ..sse import EventStream, until_disconnect
+from .bodies import read_body
+
+
+def anthropic_router(services: Services, *, max_body_bytes: int) -> APIRouter:
+    """The routes, over the given services."""
+    router = APIRouter(prefix="/v1/messages")
+    messages = MessagesHandler(services)
+
+    @router.post("", response_model=None)
+    async def create_message(request: Request) -> Response:
+        body = await read_body(request, MessagesBody, max_body_bytes)
+        turn = await messages.prepare(body, principal_of(request.headers))
+        if body.stream:
+            response: Response = EventStream(messages.events(turn, body))
+        else:
+            answer = await until_disconnect(request.receive, messages.answer(turn, body))
+            response = Response(answer, media_type="application/json")
+        if names := not_offered(body):
+            response.headers["x-penstock-tools-not-offered"] = ", ".join(map(_header_value, names[:16]))
+        return response
+
+    @router.post("/count_tokens", response_model=None)
+    async def count_tokens(request: Request) -> Response:
+        body = await read_body(request, PromptBody, max_body_bytes)
+        return Response(await messages.count_tokens(body, principal_of(request.headers)), media_type="application/json")
+
+    return router
+
+
+def _header_value(name: str) -> str:
+    """A client's text must not end the header."""
+    return "".join(character if 32 <= ord(character) < 127 else "?" for character in name)[:64]
