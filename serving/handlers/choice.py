@@ -63,6 +63,11 @@ class Choice:
         self._detokenizer = Detokenizer(table, continues=True)
         self._watched = WatchedText(stop)
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended it, if one did."""
+        return self._watched.stop_string
+
     def feed(self, output: RequestOutput) -> Delta | None:
         """What the engine's output adds; None if it adds nothing that can be sent yet."""
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
@@ -97,6 +102,6 @@ class Choice:
     def _watch(self, piece: str) -> str:
         """The part of the new text that can be sent; ends the choice at a stop string."""
         safe = self._watched.feed(piece, watch=self.num_tokens > self.job.sampling.min_tokens)
-        if self._watched.stop_string is not None:
+        if self.stop_string is not None:
             self.finish_reason = "stop"
         return safe

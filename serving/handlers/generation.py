@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
 from penstock.scheduler.messages import RequestOutput, Submit
@@ -45,8 +45,20 @@ class RunnableChoice(Protocol[News_co]):
     def finish_reason(self) -> str | None:
         """None until it ends."""
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended it, if one did."""
+
     def feed(self, output: RequestOutput) -> News_co | None:
         """What the engine's output adds; nothing or something empty if there is nothing to send."""
+
+
+@dataclass(slots=True)
+class Pace:
+    """When a generation's tokens came, by `time.monotonic()`; 0: they have not."""
+
+    first: float = 0.0
+    last: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +73,7 @@ class Generation(Generic[News]):
         num_prompt_tokens: of all prompts, each counted once.
         choices_per_prompt: `n`.
         started: `time.monotonic()` at the request's arrival.
+        pace: when its tokens came, whichever choice they are of.
     """
 
     request_id: str
@@ -70,6 +83,7 @@ class Generation(Generic[News]):
     num_prompt_tokens: int
     choices_per_prompt: int
     started: float
+    pace: Pace = field(default_factory=Pace)
 
     def usage(self) -> TurnUsage:
         """Tokens as of now."""
@@ -146,10 +160,11 @@ async def _run_choice(
                     now = time.monotonic()
                     if not first:
                         first = now
+                        generation.pace.first = generation.pace.first or now
                         metrics.observe_first_token(model, now - generation.started)
                     else:
                         metrics.observe_gap(model, (now - last) / len(output.token_ids))
-                    last = now
+                    last = generation.pace.last = now
                 if output.timings is not None:
                     metrics.observe_timings(model, output.timings)
                 news = choice.feed(output)

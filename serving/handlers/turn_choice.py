@@ -68,6 +68,11 @@ class TurnChoice:
         self._num_complete_calls = 0
         self._arguments: list[str] = []  # of the running call
 
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended it, if one did."""
+        return self._watched.stop_string
+
     def feed(self, output: RequestOutput) -> list[TurnEvent]:
         """What the engine's output adds."""
         self.num_cached_tokens = max(self.num_cached_tokens, output.num_cached_tokens)
@@ -106,7 +111,7 @@ class TurnChoice:
 
     def _end(self, reason: FinishReason, events: list[TurnEvent]) -> None:
         self.finish_reason = reason
-        events.append(ChoiceEnd(self.index, reason, self._watched.stop_string))
+        events.append(ChoiceEnd(self.index, reason, self.stop_string))
 
     def _take(self, pieces: list[Piece], events: list[TurnEvent]) -> None:
         for piece in pieces:
@@ -142,7 +147,7 @@ class TurnChoice:
         del self._raw_entries[:num_entries]
         safe = self._watched.feed(text, watch=self.num_tokens > self.job.sampling.min_tokens)
         self._release_text(safe, events)
-        if self._watched.stop_string is not None:
+        if self.stop_string is not None:
             self._end("stop", events)
 
     def _release_text(self, text: str, events: list[TurnEvent]) -> None:
