@@ -6,6 +6,7 @@ from fastapi import FastAPI
 
 from . import errors
 from .engine_client import EngineClient
+from .handlers.background import ResponseRuns
 from .handlers.services import Services
 from .metrics import Metrics
 from .routes.anthropic import anthropic_router
@@ -34,17 +35,22 @@ _ROUTES = frozenset(
 
 
 def create_app(
-    engine: EngineClient, shelf: Mapping[str, ServedModel], *, max_body_bytes: int = MAX_BODY_BYTES
+    engine: EngineClient,
+    shelf: Mapping[str, ServedModel],
+    *,
+    runs: ResponseRuns,
+    max_body_bytes: int = MAX_BODY_BYTES,
 ) -> FastAPI:
     """The application.
 
     Args:
         engine: started, or about to be; its `on_step` is taken for the metrics.
         shelf: the served models by name.
+        runs: makes responses, and has the store of what outlives requests; its maker closes both.
         max_body_bytes: larger request bodies are answered 413.
     """
     app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    services = Services(engine, shelf, Metrics(engine))
+    services = Services(engine, shelf, Metrics(engine), runs.store, runs)
     app.include_router(anthropic_router(services, max_body_bytes=max_body_bytes))
     app.include_router(chat_router(services, max_body_bytes=max_body_bytes))
     app.include_router(completions_router(services, max_body_bytes=max_body_bytes))

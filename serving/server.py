@@ -157,11 +157,21 @@ class _Server:
         """Serve until a signal comes; returns the exit status."""
         from .app import create_app
         from .engine_client import EngineClient
+        from .handlers.background import ResponseRuns
         from .listener import HttpServer
+        from .store.database import Database
+        from .store.store import open_store
 
         engine = EngineClient(self._worker.config.address)
         engine.failed = {name: ModelFailed(name, reason) for name, reason in self._failures.items()}
-        http = HttpServer(create_app(engine, self._shelf), self._listener, debug=self._settings.log_level == "debug")
+        database = Database(
+            self._settings.home / "state.sqlite3",
+            max_bytes=self._settings.store_max_bytes,
+            max_age=self._settings.store_max_age * 24 * 3600,
+        )
+        runs = ResponseRuns(open_store(database))
+        app = create_app(engine, self._shelf, runs=runs)
+        http = HttpServer(app, self._listener, debug=self._settings.log_level == "debug")
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(signum, http.stop)
@@ -176,7 +186,9 @@ class _Server:
             return status
         finally:
             death.cancel()
+            await runs.close()
             await engine.close()
+            await database.close()
 
     async def _announce(
         self, engine: "EngineClient", death: "asyncio.Task[None]", serving: "asyncio.Task[None]"

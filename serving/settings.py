@@ -86,6 +86,15 @@ class Settings(BaseSettings):
         description="where models and state are kept; without it: the platform's data directory",
         json_schema_extra=_metavar("FOLDER"),
     )
+    store_max_bytes: ByteSize = Field(
+        default=ByteSize(2**30),
+        ge=2**20,
+        description="size of what is stored (responses, conversations, chat completions); the oldest makes room",
+        json_schema_extra=_metavar("SIZE"),
+    )
+    store_max_age: float = Field(
+        default=30.0, gt=0, le=36_500, description="days that something stored is kept after its last change"
+    )
     log_level: LogLevel = Field(default="info", description="least severe messages to log")
 
     @classmethod

@@ -82,7 +82,7 @@ class EventStream(Response):
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
         async with aclosing(self._events) as events:
-            first = await anext(events)
+            first = await anext(events, b"")  # a resumed stream may have nothing left
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await send({"type": "http.response.body", "body": first, "more_body": True})
             last = b""

@@ -9,7 +9,9 @@ from penstock.scheduler.messages import ModelReady
 from ..engine_client import EngineClient
 from ..errors import ApiError, model_not_found, wrong_kind
 from ..metrics import Metrics
+from ..store.store import Store
 from ..text.served_model import ServedModel
+from .background import ResponseRuns
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +21,8 @@ class Services:
     engine: EngineClient
     shelf: Mapping[str, ServedModel]
     metrics: Metrics
+    store: Store
+    runs: ResponseRuns
 
     async def find(self, name: str, kind: ModelKind, *, ttl: int | None = None) -> tuple[ServedModel, ModelReady]:
         """The model of a request, resident and of the right kind.

@@ -31,7 +31,10 @@ from penstock.scheduler.messages import (
 )
 from penstock.serving.app import create_app
 from penstock.serving.engine_client import EngineClient
+from penstock.serving.handlers.background import ResponseRuns
 from penstock.serving.metrics import Metrics
+from penstock.serving.store.database import Database
+from penstock.serving.store.store import open_store
 from penstock.serving.text.chat_template import ChatTemplate
 from penstock.serving.text.served_model import EmbeddingInputRules, ServedModel
 from penstock.serving.text.tokenizer import TextTokenizer
@@ -237,10 +240,12 @@ def step(
 class Front:
     """The application over a fake engine, and a client that calls it in the same event loop."""
 
-    def __init__(self, **app_options: Any) -> None:
+    def __init__(self, *, database: Database | None = None, **app_options: Any) -> None:
         self.shelf = tiny_shelf()
         self.engine = FakeEngine(self.shelf[CHAT].tokenizer)
-        self.app = create_app(self.engine, self.shelf, **app_options)
+        self.store = open_store(database or Database(None))
+        self.runs = ResponseRuns(self.store)
+        self.app = create_app(self.engine, self.shelf, runs=self.runs, **app_options)
         self.http = httpx2.AsyncClient(
             transport=httpx2.ASGITransport(self.app, raise_app_exceptions=False), base_url="http://front"
         )
@@ -289,6 +294,8 @@ async def open_front(**app_options: Any) -> AsyncIterator[Front]:
         yield front
         assert front.engine.num_jobs == 0
     finally:
+        await front.runs.close()
+        await front.store.database.close()
         await front.http.aclose()
 
 

@@ -1,0 +1,74 @@
+"""The events of one response as they come, kept so that any number of readers can follow from any of them."""
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import AsyncGenerator, Iterable
+from typing import Any
+
+import orjson
+
+
+class Recording:
+    """Encoded events in their order; readers that have seen all wait for the next one.
+
+    Attributes:
+        events: the JSON of each event so far.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[bytes] = []
+        self._frames: list[bytes] = []
+        self._numbers: list[int] = []
+        self._ended = False
+        self._news = asyncio.Event()
+
+    @classmethod
+    def of(cls, events: Iterable[bytes]) -> "Recording":
+        """A finished recording."""
+        recording = cls()
+        for encoded in events:
+            recording._append(orjson.loads(encoded), encoded)
+        recording.end()
+        return recording
+
+    @property
+    def next_number(self) -> int:
+        """The sequence number of an event that would come next."""
+        return self._numbers[-1] + 1 if self._numbers else 0
+
+    def append(self, event: dict[str, Any]) -> None:
+        """Add an event; its `sequence_number` is not below the one before."""
+        self._append(event, orjson.dumps(event))
+        self._wake()
+
+    def end(self) -> None:
+        """There will be no further event."""
+        self._ended = True
+        self._wake()
+
+    async def follow(self, after: int = -1) -> AsyncGenerator[bytes]:
+        """Server-sent events with a sequence number above `after`, those to come included.
+
+        What is there at once comes in one piece, which saves a system call an event for readers that lag behind.
+        """
+        position = 0
+        while True:
+            if position < len(self._frames):
+                position = bisect_right(self._numbers, after, lo=position)
+                piece = b"".join(self._frames[position:])
+                position = len(self._frames)
+                if piece:
+                    yield piece
+            elif self._ended:
+                return
+            else:
+                await self._news.wait()
+
+    def _append(self, event: dict[str, Any], encoded: bytes) -> None:
+        self.events.append(encoded)
+        self._frames.append(b"event: " + event["type"].encode() + b"\ndata: " + encoded + b"\n\n")
+        self._numbers.append(event["sequence_number"])
+
+    def _wake(self) -> None:
+        self._news.set()
+        self._news = asyncio.Event()
