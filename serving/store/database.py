@@ -145,15 +145,7 @@ class Database:
             self._path.chmod(0o600)
         connection = sqlite3.connect(self._path or ":memory:", timeout=_BUSY_TIMEOUT, isolation_level=None)
         try:
-            (num_pages,) = connection.execute("PRAGMA page_count").fetchone()
-            if num_pages == 0:
-                connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
-                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
-                connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last answers, not the file
-            connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
-            connection.execute("PRAGMA foreign_keys = ON")
-            migrate(connection)
+            _prepare(connection)
         except BaseException:
             connection.close()
             raise
@@ -180,6 +172,27 @@ class Database:
         if _pages(connection) * _PAGE_BYTES > self._max_bytes:  # the limit has been lowered
             for _ in range(_free_pages(connection)):  # Python's sqlite3 takes only the first step of this pragma
                 connection.execute("PRAGMA incremental_vacuum(1)")
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    """Set up a connection, and a file that is new."""
+    patience = time.monotonic() + _BUSY_TIMEOUT
+    while True:
+        try:
+            (num_pages,) = connection.execute("PRAGMA page_count").fetchone()
+            if num_pages == 0:
+                connection.execute(f"PRAGMA page_size = {_PAGE_BYTES}")
+                connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+                connection.execute("PRAGMA journal_mode = WAL")
+            break
+        except sqlite3.OperationalError as error:  # another process makes the same file: SQLite does not wait here
+            if not _is_passing(error) or time.monotonic() > patience:
+                raise
+            time.sleep(0.01)
+    connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last answers, not the file
+    connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
+    connection.execute("PRAGMA foreign_keys = ON")
+    migrate(connection)
 
 
 def _used_bytes(connection: sqlite3.Connection) -> int:
