@@ -15,6 +15,7 @@ from .routes.completions import completions_router
 from .routes.embeddings import embeddings_router
 from .routes.envelope import Envelope
 from .routes.models import models_router
+from .routes.responses import responses_router
 from .routes.status import status_router
 from .text.served_model import ServedModel
 
@@ -30,6 +31,9 @@ _ROUTES = frozenset(
         "/v1/messages",
         "/v1/messages/count_tokens",
         "/v1/models",
+        "/v1/responses",
+        "/v1/responses/compact",
+        "/v1/responses/input_tokens",
     }
 )
 
@@ -56,6 +60,7 @@ def create_app(
     app.include_router(completions_router(services, max_body_bytes=max_body_bytes))
     app.include_router(embeddings_router(services, max_body_bytes=max_body_bytes))
     app.include_router(models_router(services))
+    app.include_router(responses_router(services, max_body_bytes=max_body_bytes))
     app.include_router(status_router(services))
     errors.install(app)
     app.add_middleware(Envelope, metrics=services.metrics, routes=_ROUTES)

@@ -21,7 +21,7 @@ def resolve_output_format(body: OutputFormatFields) -> OutputFormat | None:
         return _of_structured_outputs(body.structured_outputs)
     schema, schema_param = _first(json_schema=body.json_schema, guided_json=body.guided_json)
     if schema is not None:
-        return _of_schema(schema, schema_param)
+        return format_of_schema(schema, schema_param)
     regex, regex_param = _first(regex=body.regex, guided_regex=body.guided_regex)
     if regex is not None:
         return OutputFormat("regex", regex, regex_param)
@@ -41,15 +41,15 @@ def _first(**fields: Any) -> tuple[Any, str]:
 
 def _of_response_format(response_format: ResponseFormat) -> OutputFormat:
     if response_format.json_schema is not None:
-        return _of_schema(response_format.json_schema.schema_, "response_format.json_schema.schema")
+        return format_of_schema(response_format.json_schema.schema_, "response_format.json_schema.schema")
     if response_format.schema_ is not None:
-        return _of_schema(response_format.schema_, "response_format.schema")
+        return format_of_schema(response_format.schema_, "response_format.schema")
     return OutputFormat("json_object", "", "response_format")
 
 
 def _of_structured_outputs(wanted: StructuredOutputs) -> OutputFormat:
     if wanted.json_ is not None:
-        return _of_schema(wanted.json_, "structured_outputs.json")
+        return format_of_schema(wanted.json_, "structured_outputs.json")
     if wanted.regex is not None:
         return OutputFormat("regex", wanted.regex, "structured_outputs.regex")
     if wanted.grammar is not None:
@@ -59,7 +59,12 @@ def _of_structured_outputs(wanted: StructuredOutputs) -> OutputFormat:
     return OutputFormat("json_object", "", "structured_outputs.json_object")
 
 
-def _of_schema(schema: Any, param: str) -> OutputFormat:
+def format_of_schema(schema: Any, param: str) -> OutputFormat:
+    """The format of a JSON Schema, which may be a text.
+
+    Raises:
+        RequestError: the text is no JSON, or the schema is nested too deeply.
+    """
     try:
         if isinstance(schema, str):
             schema = json.loads(schema)

@@ -2,11 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, StringConstraints, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from ..body import RequestBody, invalid
 from ..generation import SamplingBody
+from ..metadata import Metadata
 from ..other_fields import STREAM_OPTIONS
+from ..output_format import FormatName, Schema, Strict
 from .fates import COMPACT, INPUT_TOKENS, REASONING, RESPONSE
 from .items import AdditionalToolsItem, CompactionTrigger, Items
 from .tools import ToolChoiceSpec, Tools
@@ -27,10 +29,6 @@ Include = Literal[
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 Summary = Literal["auto", "concise", "detailed"]
 ServiceTier = Literal["auto", "default", "flex", "scale", "priority", "fast", "ultrafast"]
-Metadata = Annotated[
-    dict[Annotated[str, StringConstraints(max_length=64)], Annotated[str, StringConstraints(max_length=512)]],
-    Field(max_length=16),
-]
 
 
 class Reasoning(RequestBody):
@@ -46,20 +44,21 @@ class Reasoning(RequestBody):
     context: Literal["auto", "current_turn", "all_turns"] = "auto"
     """Whose thinking the model's template gets: current_turn: only what came after the last user message."""
 
-
-def _as_bool(value: Any) -> Any:
-    """LM Studio's documentation writes the text "true"."""
-    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+    @property
+    def shown_summary(self) -> Summary | None:
+        """The summary asked for, under either name."""
+        return self.summary or self.generate_summary
 
 
 class OutputTextFormat(RequestBody):
     """The form that the answer's text must have."""
 
     type: Literal["text", "json_object", "json_schema"]
-    name: str = Field(default="", max_length=256)
+    name: FormatName = "response"
     description: str = ""
-    schema_: dict[str, Any] | None = Field(default=None, alias="schema")
-    strict: Annotated[bool | None, BeforeValidator(_as_bool)] = None
+    schema_: Schema | None = Field(default=None, alias="schema")
+    strict: Strict | None = None
+    """Read for its type only: the schema is enforced either way."""
 
     @model_validator(mode="after")
     def _has_schema(self) -> "OutputTextFormat":

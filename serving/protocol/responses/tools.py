@@ -89,12 +89,13 @@ class OtherTool(RequestBody):
     """A tool that OpenAI's servers run, such as web_search: accepted, and not offered to the model."""
 
     type: str = Field(min_length=1, max_length=64)
+    settings: dict[str, Any]
+    """All of it, as the client sent it."""
 
     @model_validator(mode="before")
     @classmethod
-    def _only_type(cls, raw: Any) -> Any:
-        """Its settings are for a tool that nobody runs here."""
-        return {"type": raw.get("type")} if isinstance(raw, dict) else raw
+    def _keep_settings(cls, raw: Any) -> Any:
+        return {"type": raw.get("type"), "settings": raw} if isinstance(raw, dict) else raw
 
 
 def _tool_tag(raw: Any) -> str:

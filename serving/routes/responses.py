@@ -1,0 +1,59 @@
+"""The routes that make responses: POST /v1/responses and its two neighbours, which count tokens and compact."""
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..handlers.responses.handler import ResponsesHandler
+from ..handlers.services import Services
+from ..principal import principal_of
+from ..protocol.responses.body import CompactBody, InputTokensBody, ResponseBody
+from ..sse import EventStream, until_disconnect
+from .bodies import json_response, read_body
+
+NOT_OFFERED = "x-penstock-tools-not-offered"
+"""Names the types of tools that the model does not get since nobody here runs them, such as web_search."""
+
+
+def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
+    """The routes, over the given services."""
+    router = APIRouter(prefix="/v1")
+    responses = ResponsesHandler(services)
+
+    @router.post("/responses", response_model=None)
+    async def create_response(request: Request) -> Response:
+        body = await read_body(request, ResponseBody, max_body_bytes)
+        principal = principal_of(request.headers)
+        accepted = await until_disconnect(request.receive, responses.accept(body, principal))
+        live = accepted.live
+        try:
+            run = await services.runs.start(live, principal, store=body.store, background=body.background)
+        except BaseException:
+            await live.close()
+            raise
+        if body.stream:
+            answer: Response = EventStream(run.stream())
+        elif body.background:
+            answer = json_response(orjson.dumps(run.response))
+        else:
+            response = await until_disconnect(request.receive, run.result())
+            if live.error is not None:
+                raise live.error
+            answer = json_response(orjson.dumps(response))
+        if accepted.not_offered:
+            answer.headers[NOT_OFFERED] = ", ".join(accepted.not_offered)
+        return answer
+
+    @router.post("/responses/input_tokens", response_model=None)
+    async def count_input_tokens(request: Request) -> Response:
+        body = await read_body(request, InputTokensBody, max_body_bytes)
+        return json_response(orjson.dumps(await responses.count(body, principal_of(request.headers))))
+
+    @router.post("/responses/compact", response_model=None)
+    async def compact_conversation(request: Request) -> Response:
+        body = await read_body(request, CompactBody, max_body_bytes)
+        compacting = responses.compact(body, principal_of(request.headers))
+        return json_response(orjson.dumps(await until_disconnect(request.receive, compacting)))
+
+    return router
