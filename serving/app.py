@@ -20,22 +20,6 @@ from .routes.status import status_router
 from .text.served_model import ServedModel
 
 MAX_BODY_BYTES = 32 * 2**20
-_ROUTES = frozenset(
-    {
-        "/",
-        "/health",
-        "/metrics",
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/embeddings",
-        "/v1/messages",
-        "/v1/messages/count_tokens",
-        "/v1/models",
-        "/v1/responses",
-        "/v1/responses/compact",
-        "/v1/responses/input_tokens",
-    }
-)
 
 
 def create_app(
@@ -63,5 +47,5 @@ def create_app(
     app.include_router(responses_router(services, max_body_bytes=max_body_bytes))
     app.include_router(status_router(services))
     errors.install(app)
-    app.add_middleware(Envelope, metrics=services.metrics, routes=_ROUTES)
+    app.add_middleware(Envelope, metrics=services.metrics)
     return app

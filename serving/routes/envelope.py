@@ -25,14 +25,12 @@ class Envelope:
 
     Args:
         app: the application.
-        metrics: counts answers by route and status.
-        routes: the paths that are counted under their own name; the rest counts as "other".
+        metrics: counts answers by route and status; what is no route counts as "other".
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
         self._metrics = metrics
-        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One exchange."""
@@ -63,9 +61,9 @@ class Envelope:
                 raise
             await translate(error).response(scope)(scope, receive, send_marked)
         finally:
-            self._metrics.count_answer(self._route(scope["path"]), status or CLIENT_GONE)
+            self._metrics.count_answer(_route(scope), status or CLIENT_GONE)
 
-    def _route(self, path: str) -> str:
-        if path in self._routes:
-            return path
-        return "/v1/models/{id}" if path.startswith("/v1/models/") else "other"
+
+def _route(scope: Scope) -> str:
+    """The path with its parameters' names in place of their values, so that there are few of them."""
+    return getattr(scope.get("route"), "path", "other")  # FastAPI notes there which route it chose

@@ -114,6 +114,19 @@ async def test_metrics_show_models_before_their_first_step() -> None:
                 assert f'{name}{{model_name="{model}"}} 0.0' in front.app_metrics()
 
 
+async def test_answers_are_counted_by_route_and_not_by_what_stands_in_the_path() -> None:
+    async with open_front() as front:
+        for path in (f"/v1/models/{CHAT}", f"/v1/models/{EMBED}", "/nowhere", "/nowhere/else"):
+            await front.http.get(path)
+        counted = [
+            line for line in front.app_metrics().splitlines() if line.startswith("penstock_http_requests_total{")
+        ]
+        assert counted == [
+            'penstock_http_requests_total{route="/v1/models/{model_id:path}",status="200"} 2.0',
+            'penstock_http_requests_total{route="other",status="404"} 2.0',
+        ]
+
+
 async def test_news_between_steps_is_no_step() -> None:
     async with open_front() as front:
         front.engine._deliver(step(num_batched_tokens=0))
