@@ -3,7 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-ModelKind = Literal["generate", "embed"]
+ModelKind = Literal["generate", "embed", "score"]
+"""score: a cross-encoder, which rates pairs of texts."""
 DeviceName = Literal["auto", "cuda", "cpu"]
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 

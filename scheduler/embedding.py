@@ -1,183 +1,33 @@
 """Runs one embedding model: token ids of many texts in, one vector for each out.
 
 What a vector is (pooling, projection, normalisation) is the sentence-transformers library's reading of the model
-folder. This file only chooses how texts are put together: the library's `encode` pads all texts of a batch to the
-longest; here texts of similar length go together, as many as fill the caches and no more.
+folder.
 """
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from . import device as devices
-from .config import EngineConfig, ModelSpec
-from .errors import ModelLoadError, UnsupportedModelError
-from .models.load import report_loading
-from .models.surgery import speed_up
+from .config import ModelSpec
+from .encoder import EncoderRunner
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-# One forward pass: at most so many tokens, padding included, and so many of padding that a pass of its own would cost
-# more. On a CPU larger passes fall out of the cache: 32 texts of 200 tokens take 1.6 times as long in one as in four.
-_CPU_PASS, _CPU_PADDING = 1024, 16
-_GPU_PASS, _GPU_PADDING = 32768, 1024
-_PADDING_SHARE = 8  # beyond that, one token of padding for eight real ones
-_READING_SHARE = 0.7  # of the loading time
-_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
+class EmbeddingRunner(EncoderRunner):
+    """One resident embedding model; a row of its result is a vector, normalised if the model says so."""
 
-def length_groups(lengths: list[int], max_tokens: int, free_padding: int) -> list[list[int]]:
-    """Divide texts among forward passes so that each pads little.
+    kind = "embed"
 
-    Args:
-        lengths: tokens of each text.
-        max_tokens: of one pass, padding included; a longer text goes alone.
-        free_padding: tokens of padding that a pass may have at least.
+    @staticmethod
+    def read(spec: ModelSpec, **arguments: Any) -> "SentenceTransformer":
+        """The library's model of `spec`."""
+        from sentence_transformers import SentenceTransformer
 
-    Returns:
-        Indices into `lengths`, every one once, longest text first.
-    """
-    groups: list[list[int]] = []
-    longest = num_real = 0
-    for index in sorted(range(len(lengths)), key=lambda index: -lengths[index]):
-        num_padded = longest * (len(groups[-1]) + 1) if groups else 0
-        padding = num_padded - num_real - lengths[index]
-        if not groups or num_padded > max_tokens or padding > max(free_padding, num_real // _PADDING_SHARE):
-            groups.append([])
-            longest, num_real = lengths[index], 0
-        groups[-1].append(index)
-        num_real += lengths[index]
-    return groups
+        return SentenceTransformer(spec.path, **arguments)
 
-
-class EmbeddingRunner:
-    """One resident embedding model.
-
-    Attributes:
-        name: the id clients use.
-        architecture: class name of the transformer in it.
-        device: where it runs.
-        dtype: of its weights.
-        max_model_len: longest text in tokens, special tokens included.
-        vocab_size: number of token ids.
-        embedding_dim: length of a vector.
-        num_parameters: shared ones counted once.
-    """
-
-    def __init__(self, name: str, model: "SentenceTransformer", max_model_len: int) -> None:
-        """Use `load`; this takes a model in evaluation mode whose first module is a transformer."""
-        transformer = model[0].auto_model
-        self.name = name
-        self.architecture = type(transformer).__name__
-        self.device: torch.device = transformer.device
-        self.dtype: torch.dtype = transformer.dtype
-        self.max_model_len = max_model_len
-        self.vocab_size: int = transformer.config.get_text_config().vocab_size
-        self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
-        self._model = model
-        self._pad_token_id: int = getattr(model.tokenizer, "pad_token_id", None) or 0
-        on_gpu = self.device.type == "cuda"
-        self._pass_limits = (_GPU_PASS, _GPU_PADDING) if on_gpu else (_CPU_PASS, _CPU_PADDING)
-        self.embedding_dim = self.execute([[0]]).shape[1]
-
-    @classmethod
-    def load(cls, spec: ModelSpec, config: EngineConfig, progress: Callable[[str, float], None]) -> "EmbeddingRunner":
-        """Load and speed up the model of `spec`.
-
-        Args:
-            spec: which model and how.
-            config: of the engine; its device and thread count are resolved here if they are still automatic.
-            progress: gets the stage in words and the share of all stages that is done, 0 to 1.
-
-        Raises:
-            ModelLoadError: the folder cannot be loaded as asked.
-            UnsupportedModelError: it does not turn token ids into one vector.
-        """
-        config = devices.resolve(config)
-        with report_loading(lambda done: progress("reading weights", done * _READING_SHARE)):
-            model = _load_model(spec, config.device)
-        runner = cls(spec.name, model, _max_model_len(spec, model))
-        probe = [list(range(min(runner.vocab_size, runner.max_model_len, 16)))]
-        expected = runner.execute(probe)
-        speed_up(model, lambda done: progress("packing weights", _READING_SHARE + done * (1 - _READING_SHARE)))
-        tolerance = 1e-4 if runner.dtype == torch.float32 else 3e-2
-        if not np.allclose(runner.execute(probe), expected, atol=tolerance * float(np.abs(expected).max())):
-            raise ModelLoadError(
-                f"{spec.name} gives other vectors with packed weights: {runner.architecture} needs a fix"
-            )
-        return runner
-
-    @torch.inference_mode()
-    def execute(self, inputs: list[list[int]]) -> npt.NDArray[np.float32]:
-        """Embed texts.
-
-        Args:
-            inputs: token ids below `vocab_size`, special tokens included, each text of 1 to `max_model_len`.
-
-        Returns:
-            [n, embedding_dim], one row for each of the n inputs in their order, normalised if the model says so.
-        """
-        groups = length_groups([len(token_ids) for token_ids in inputs], *self._pass_limits)
-        vectors = torch.cat([self._embed([inputs[index] for index in group]) for group in groups])  # [n, dim]
-        result = np.empty(vectors.shape, np.float32)
-        result[[index for group in groups for index in group]] = vectors.cpu().numpy()
-        return result
-
-    def _embed(self, texts: list[list[int]]) -> torch.Tensor:
-        """One forward pass: texts, the first the longest, to [len(texts), embedding_dim] float32."""
-        token_ids = np.full((len(texts), len(texts[0])), self._pad_token_id, np.int64)
-        attention_mask = np.zeros(token_ids.shape, np.int64)
-        for row, text in enumerate(texts):
-            token_ids[row, : len(text)] = text
-            attention_mask[row, : len(text)] = 1
-        # Padding goes to the right whatever the tokenizer says: pooling reads the mask, and positions start at 0.
-        features: dict[str, Any] = {
-            "input_ids": torch.from_numpy(token_ids).to(self.device),
-            "attention_mask": torch.from_numpy(attention_mask).to(self.device),
-        }
+    def forward(self, features: dict[str, torch.Tensor], second_starts: torch.Tensor) -> torch.Tensor:
+        """One pass of the model, to vectors."""
         vectors: torch.Tensor = self._model(features)["sentence_embedding"]
-        return vectors[:, : self._model.truncate_dim].float()
-
-
-def _load_model(spec: ModelSpec, device: str) -> "SentenceTransformer":
-    from sentence_transformers import SentenceTransformer
-
-    dtype = _DTYPES.get(spec.dtype, torch.float32 if device == "cpu" else "auto")
-    try:
-        model = SentenceTransformer(
-            spec.path,
-            device=device,
-            local_files_only=True,
-            trust_remote_code=spec.trust_remote_code,
-            model_kwargs={"dtype": dtype, "use_safetensors": True},
-        )
-    # Missing or broken files, wrong shapes, an optional library that is not installed.
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, TypeError) as error:
-        raise ModelLoadError(f"{spec.name} cannot be loaded from {spec.path}: {error}") from error
-    if not hasattr(model[0], "auto_model") or not hasattr(model[0].auto_model.config.get_text_config(), "vocab_size"):
-        raise UnsupportedModelError(
-            f"{spec.name} starts with a {type(model[0]).__name__}; only models that start with a transformer over "
-            "token ids can be served"
-        )
-    model.requires_grad_(False)
-    return model.eval()
-
-
-def _max_model_len(spec: ModelSpec, model: "SentenceTransformer") -> int:
-    """What the folder allows, lowered to what the spec asks for."""
-    config = model[0].auto_model.config.get_text_config()
-    limits = [limit for limit in (model.max_seq_length, getattr(config, "max_position_embeddings", None)) if limit]
-    for name, module in model.named_modules():
-        # RoBERTa counts positions from padding_idx + 1, so that many of its table's rows are never used.
-        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
-            limits.append(module.num_embeddings - module.padding_idx - 1)
-    allowed = int(min(limits))
-    if spec.max_model_len > allowed:
-        raise ModelLoadError(
-            f"{spec.name} embeds at most {allowed} tokens, but max_model_len is {spec.max_model_len}; lower it"
-        )
-    return spec.max_model_len or allowed
+        return vectors[:, : self._model.truncate_dim]

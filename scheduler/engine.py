@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from . import device
-from .config import EngineConfig, ModelSpec
+from .config import EngineConfig, ModelKind, ModelSpec
 from .embedding import EmbeddingRunner
+from .encoder import EncoderRunner
 from .errors import ModelLoadError, RequestError, UnknownModelError
 from .kv_cache import KVCacheManager
 from .messages import (
@@ -31,12 +32,15 @@ from .policy import EmbeddingJob
 from .request import Request
 from .runner import GenerationRunner
 from .scheduler import EmbeddingLane, GenerationLane, Scheduler
+from .scoring import ScoringRunner
 
 logger = logging.getLogger(__name__)
 
 _STEP_FAILED = JobError(
     "The model failed while computing this request; the server's log says why.", code="internal_error", status=500
 )
+
+_ENCODERS: dict[ModelKind, type[EncoderRunner]] = {"embed": EmbeddingRunner, "score": ScoringRunner}
 
 Progress = Callable[[str, float], None]
 """Called with what is going on and how much of it is done, 0 to 1."""
@@ -61,7 +65,7 @@ class Engine:
             max_num_seqs=self.config.max_num_seqs, max_num_batched_tokens=self.config.max_num_batched_tokens
         )
         self._generation: dict[str, GenerationRunner] = {}
-        self._embedding: dict[str, EmbeddingRunner] = {}
+        self._embedding: dict[str, EncoderRunner] = {}
         self._embedding_results: dict[
             str, np.ndarray
         ] = {}  # request id -> [num inputs, dim], filled over several steps
@@ -79,7 +83,7 @@ class Engine:
         if spec.kind == "generate":
             self._generation[spec.name] = GenerationRunner.load(spec, self.config, progress)
         else:
-            runner = EmbeddingRunner.load(spec, self.config, progress)
+            runner = _ENCODERS[spec.kind].load(spec, self.config, progress)
             self._embedding[spec.name] = runner
             self.scheduler.embedding_lanes[spec.name] = EmbeddingLane(spec.name, runner.max_model_len)
 
@@ -125,7 +129,7 @@ class Engine:
         lane = self.scheduler.generation_lanes.get(name)
         return ModelReady(
             name=name,
-            kind="generate" if lane else "embed",
+            kind="generate" if isinstance(runner, GenerationRunner) else runner.kind,
             architecture=runner.architecture,
             device=str(runner.device),
             dtype=str(runner.dtype).removeprefix("torch."),
@@ -134,7 +138,7 @@ class Engine:
             num_kv_blocks=lane.kv.pool.num_blocks if lane else 0,
             block_size=self.config.block_size,
             max_num_seqs=self.config.max_num_seqs,
-            embedding_dim=0 if isinstance(runner, GenerationRunner) else runner.embedding_dim,
+            embedding_dim=0 if isinstance(runner, GenerationRunner) else runner.output_dim,
             num_parameters=runner.num_parameters,
         )
 
@@ -180,8 +184,17 @@ class Engine:
             if job.model not in self.scheduler.embedding_lanes:
                 raise UnknownModelError(f"no embedding model {job.model} is resident")
             _check_token_ids(job.inputs, self._embedding[job.model].vocab_size)
+            _check_second_starts(job)
             self.scheduler.add_embedding(
-                EmbeddingJob(job.request_id, job.model, job.inputs, job.arrival_time, job.principal, job.priority)
+                EmbeddingJob(
+                    job.request_id,
+                    job.model,
+                    job.inputs,
+                    job.arrival_time,
+                    job.principal,
+                    job.priority,
+                    job.second_starts,
+                )
             )
 
     def cancel(self, request_id: str) -> None:
@@ -268,7 +281,9 @@ class Engine:
         lane = self.scheduler.embedding_lanes[batch.model]
         runner = self._embedding[batch.model]
         try:
-            vectors = runner.execute([item.token_ids for item in batch.inputs])  # [inputs, dim] float32
+            vectors = runner.execute(
+                [item.token_ids for item in batch.inputs], [item.second_start for item in batch.inputs]
+            )  # [inputs, dim] float32
         except Exception:
             logger.exception("a step of %s failed with %d inputs in it", batch.model, len(batch.inputs))
             return self._fail_embeddings({item.request_id for item in batch.inputs})
@@ -276,7 +291,7 @@ class Engine:
         for item, vector in zip(batch.inputs, vectors, strict=True):
             job = touched[item.request_id] = lane.unfinished[item.request_id]
             if item.request_id not in self._embedding_results:
-                self._embedding_results[item.request_id] = np.empty((job.num_inputs, runner.embedding_dim), np.float32)
+                self._embedding_results[item.request_id] = np.empty((job.num_inputs, runner.output_dim), np.float32)
             self._embedding_results[item.request_id][item.index] = vector
         outputs = []
         for job in touched.values():
@@ -298,3 +313,14 @@ def _check_token_ids(sequences: list[list[int]], vocab_size: int) -> None:
         if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
             bad = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
             raise RequestError(f"token id {bad} is not in the vocabulary, whose ids are 0 to {vocab_size - 1}")
+
+
+def _check_second_starts(job: Embed) -> None:
+    """Refuse a job whose pairs are not all there, or would end before they start."""
+    if not job.second_starts:
+        return
+    if len(job.second_starts) != len(job.inputs):
+        raise RequestError(f"there are {len(job.inputs)} inputs, but {len(job.second_starts)} starts of second texts")
+    for token_ids, start in zip(job.inputs, job.second_starts, strict=True):
+        if not 0 <= start <= len(token_ids):
+            raise RequestError(f"a second text starts at {start} in an input of {len(token_ids)} tokens")

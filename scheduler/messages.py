@@ -46,7 +46,7 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """Texts to embed as one job; the scheduler may spread them over several steps."""
+    """Texts to embed, or pairs of texts to score, as one job; the scheduler may spread them over several steps."""
 
     request_id: str
     model: str
@@ -55,6 +55,9 @@ class Embed:
     arrival_time: float
     principal: str = ""
     priority: int = 0
+    second_starts: list[int] = field(default_factory=list)
+    """For pairs: where in each input the tokens of the second text start, by the tokenizer's token types; the input's
+    length if it gives both texts the same type."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,11 +107,11 @@ class ModelReady:
     max_model_len: int
     vocab_size: int
     num_kv_blocks: int
-    """0 for embedding models."""
+    """0 for all but generation models."""
     block_size: int
     max_num_seqs: int
     embedding_dim: int
-    """0 for generation models."""
+    """0 for generation models; 1 for scoring models."""
     num_parameters: int
 
 
@@ -200,7 +203,7 @@ class EmbeddingOutput:
     request_id: str
     dim: int
     data: bytes
-    """float32, little-endian, row-major [len(inputs), dim], normalised if the model says so."""
+    """float32, little-endian, row-major [len(inputs), dim]: vectors, normalised if the model says so, or scores."""
     error: JobError | None = None
 
 

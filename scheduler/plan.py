@@ -44,12 +44,14 @@ class GenerationBatch:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingInput:
-    """One text of an embedding job."""
+    """One text, or pair of texts, of an embedding job."""
 
     request_id: str
     index: int
     """Its place in the job's inputs."""
     token_ids: list[int]
+    second_start: int
+    """See `Embed.second_starts`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """In which order waiting jobs start, and which running request gives way when KV blocks run out."""
 
 import heapq
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 from .plan import EmbeddingInput
@@ -19,6 +19,7 @@ class EmbeddingJob:
         arrival_time: float,
         principal: str = "",
         priority: int = 0,
+        second_starts: Sequence[int] = (),
     ) -> None:
         self.request_id = request_id
         self.model = model
@@ -28,7 +29,8 @@ class EmbeddingJob:
         self.sequence = 0  # see Request.sequence
         self.num_inputs = len(inputs)
         by_length = sorted(range(len(inputs)), key=lambda index: -len(inputs[index]))
-        self.remaining = [EmbeddingInput(request_id, index, inputs[index]) for index in by_length]
+        starts = second_starts or [len(token_ids) for token_ids in inputs]
+        self.remaining = [EmbeddingInput(request_id, index, inputs[index], starts[index]) for index in by_length]
         """Longest first, so that the shortest is popped from the end."""
 
 

@@ -26,7 +26,13 @@ RETRY_AFTER_SECONDS = 5
 
 ENDPOINTS: Mapping[ModelKind, str] = {
     "generate": "/v1/chat/completions or /v1/completions",
-    "embed": "/v1/embeddings",
+    "embed": "/v1/embeddings, /v1/rerank or /v1/score",
+    "score": "/v1/rerank or /v1/score",
+}
+_DOES: Mapping[ModelKind, str] = {
+    "generate": "generates text",
+    "embed": "makes embeddings",
+    "score": "scores pairs of texts",
 }
 
 
@@ -88,11 +94,10 @@ def model_not_found(name: str, served: Iterable[str], reason: str = "") -> ApiEr
 
 
 def wrong_kind(name: str, kind: ModelKind, others: Iterable[str]) -> ApiError:
-    """400 for a generation request to an embedding model, or the reverse; `others` would have been right."""
-    does = "makes embeddings" if kind == "embed" else "generates text"
+    """400 for a generation request to an embedding model, say; `others` would have been right."""
     fitting = ", ".join(others) or "none"
     return ApiError(
-        f"The model '{name}' {does}: use it with {ENDPOINTS[kind]}. Models for this endpoint: {fitting}.",
+        f"The model '{name}' {_DOES[kind]}: use it with {ENDPOINTS[kind]}. Models for this endpoint: {fitting}.",
         code="model_not_supported",
         param="model",
     )

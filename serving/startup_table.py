@@ -59,7 +59,7 @@ def print_ready(
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
-_KINDS = {"generate": "chat", "embed": "embeddings"}
+_KINDS = {"generate": "chat", "embed": "embeddings", "score": "reranking"}
 
 
 def _sizes(model: ModelReady) -> tuple[str, str, str, str]:
@@ -81,12 +81,15 @@ def _billions(model: ModelReady) -> str:
 
 
 def example(models: Iterable[ModelReady], url: str) -> str:
-    """A command that asks the first chat model, or else the first embedding model, for something."""
+    """A command that asks the first chat model, or else the first other one, for something."""
     first = min(models, key=lambda model: model.kind != "generate")
     body: dict[str, object]
-    if first.kind == "generate":
-        path, body = "chat/completions", {"messages": [{"role": "user", "content": "Name three rivers."}]}
-    else:
-        path, body = "embeddings", {"input": ["rivers and turbines"]}
+    match first.kind:
+        case "generate":
+            path, body = "chat/completions", {"messages": [{"role": "user", "content": "Name three rivers."}]}
+        case "embed":
+            path, body = "embeddings", {"input": ["rivers and turbines"]}
+        case "score":
+            path, body = "rerank", {"query": "What drives a turbine?", "documents": ["Water does.", "Rivers are long."]}
     payload = json.dumps({"model": first.name, **body})
     return f"curl {url}/v1/{path} -H 'Content-Type: application/json' -d '{payload}'"

@@ -24,12 +24,14 @@ class Services:
     store: Store
     runs: ResponseRuns
 
-    async def find(self, name: str, kind: ModelKind, *, ttl: int | None = None) -> tuple[ServedModel, ModelReady]:
+    async def find(
+        self, name: str, kind: ModelKind | None, *, ttl: int | None = None
+    ) -> tuple[ServedModel, ModelReady]:
         """The model of a request, resident and of the right kind.
 
         Args:
             name: as the client wrote it.
-            kind: what the endpoint needs.
+            kind: what the endpoint needs; None: any.
             ttl: seconds that the model stays after its last use, if this request loads it.
 
         Raises:
@@ -37,7 +39,7 @@ class Services:
             EngineDeadError: the worker is gone.
         """
         served = self.look_up(name)
-        if served.kind != kind:
+        if kind is not None and served.kind != kind:
             raise wrong_kind(name, served.kind, [m.name for m in self.served() if m.kind == kind])
         self.engine.check_alive()
         ready = self.engine.models.get(name)

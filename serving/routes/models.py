@@ -5,6 +5,8 @@ from fastapi import APIRouter
 from ..handlers.services import Services
 from ..text.served_model import ServedModel
 
+_TYPES = {"generate": "llm", "embed": "embeddings", "score": "reranker"}
+
 
 def models_router(services: Services) -> APIRouter:
     """The routes, over the given services."""
@@ -29,7 +31,7 @@ def _entry(services: Services, served: ServedModel) -> dict[str, object]:
         "object": "model",
         "created": served.created,
         "owned_by": served.owned_by,
-        "type": "embeddings" if served.kind == "embed" else "llm",
+        "type": _TYPES[served.kind],
         "state": "loaded" if ready else "loading",
         "max_model_len": ready.max_model_len if ready else None,
     }

@@ -27,6 +27,7 @@ from .starter import STARTER_MODELS
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _GENERATION_HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+_SCORING_HEADS = ("ForSequenceClassification",)
 _ENCODERS = ("Model", "ForMaskedLM")
 _SENTENCE_TRANSFORMERS_FILES = ("modules.json", "config_sentence_transformers.json")
 
@@ -115,7 +116,7 @@ def _convert_once(source: Path, name: str, home: Path, console: Console) -> Path
 
 
 def model_kind(folder: Path) -> ModelKind:
-    """Whether the model in `folder` generates text or embeds it.
+    """Whether the model in `folder` generates text, embeds it or scores pairs.
 
     Raises:
         ModelLoadError: there is no readable config.json, or its architecture does neither.
@@ -127,14 +128,17 @@ def model_kind(folder: Path) -> ModelKind:
         raise ModelLoadError(f"{folder} is no model folder: cannot read config.json: {error.strerror}") from error
     except ValueError as error:
         raise ModelLoadError(f"{path} is not JSON: {error}") from error
+    architectures = (config.get("architectures") if isinstance(config, dict) else None) or []
+    # Cross-encoders have the same files as embedding models; only their architecture tells.
+    if any(architecture.endswith(_SCORING_HEADS) for architecture in architectures):
+        return "score"
     if any((folder / name).is_file() for name in _SENTENCE_TRANSFORMERS_FILES):
         return "embed"
-    architectures = (config.get("architectures") if isinstance(config, dict) else None) or []
     if any(architecture.endswith(_GENERATION_HEADS) for architecture in architectures):
         return "generate"
     if any(architecture.endswith(_ENCODERS) for architecture in architectures):
         return "embed"
     raise ModelLoadError(
         f"{path} names the architectures {architectures}, which neither generate text ({', '.join(_GENERATION_HEADS)}) "
-        f"nor embed it ({', '.join(_ENCODERS)})"
+        f"nor embed it ({', '.join(_ENCODERS)}) nor score pairs ({', '.join(_SCORING_HEADS)})"
     )

@@ -71,7 +71,7 @@ def load_served_model(name: str, kind: ModelKind, folder: Path) -> ServedModel:
             tokenizer=TextTokenizer.from_folder(folder),
             chat_template=load_chat_template(folder, _special_tokens(folder, config)) if kind == "generate" else None,
             defaults=_generation_defaults(_read(folder / "generation_config.json")),
-            input_rules=_input_rules(folder, config) if kind == "embed" else EmbeddingInputRules(),
+            input_rules=_input_rules(folder, config) if kind != "generate" else EmbeddingInputRules(),
         )
     except Exception as error:  # the tokenizers library raises bare Exception, jinja its own kinds
         raise ModelLoadError(f"the text files of {name} in {folder} cannot be used: {error}") from error

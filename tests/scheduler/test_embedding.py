@@ -9,11 +9,11 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, StaticEmbedding, Transformer
 from starter_models import minilm_folder
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tiny_encoders import SIZES, random_texts, write_tokenizer
+from tokenizers import Tokenizer
 from transformers import (
     BertConfig,
     BertModel,
-    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3Model,
     RobertaConfig,
@@ -21,36 +21,15 @@ from transformers import (
 )
 
 from penstock.scheduler.config import EngineConfig, ModelSpec
-from penstock.scheduler.embedding import EmbeddingRunner, length_groups
+from penstock.scheduler.embedding import EmbeddingRunner
+from penstock.scheduler.encoder import length_groups
 from penstock.scheduler.errors import ModelLoadError, UnsupportedModelError
 
-WORDS = ["water", "pipe", "press", "turbine", "server", "token", "batch", "queue", "client", "model", "text", "vector"]
 ENGINE = EngineConfig(device="cpu", num_threads=1)
 
 
 def load(folder, **spec) -> EmbeddingRunner:
     return EmbeddingRunner.load(ModelSpec("e", str(folder), "embed", **spec), ENGINE, lambda stage, fraction: None)
-
-
-def write_tokenizer(folder, *, padding_side="right", end=False) -> None:
-    vocab = {word: index for index, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *WORDS])}
-    tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    ends = [("<s>", 0), ("</s>", 2)]
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="$A </s>" if end else "<s> $A </s>", special_tokens=ends
-    )
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        unk_token="<unk>",
-        padding_side=padding_side,
-        model_max_length=64,
-        model_input_names=["input_ids", "attention_mask"],
-    ).save_pretrained(folder)
-
-
-SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
 def make_model(kind: str, folder) -> None:
@@ -75,11 +54,6 @@ def make_model(kind: str, folder) -> None:
     SentenceTransformer(modules=modules, device="cpu").save(str(folder), create_model_card=False)
 
 
-def random_texts(number: int) -> list[str]:
-    chooser = random.Random(number)
-    return [" ".join(chooser.choices(WORDS, k=chooser.randint(1, 60))) for _ in range(number)]
-
-
 def encode_ids(folder, texts) -> list[list[int]]:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.no_padding()
@@ -95,7 +69,7 @@ def test_vectors_equal_the_librarys(kind, architecture, dim, tmp_path):
     folder = tmp_path / kind
     make_model(kind, folder)
     runner = load(folder)
-    assert (runner.architecture, runner.embedding_dim, runner.vocab_size) == (architecture, dim, 16)
+    assert (runner.architecture, runner.output_dim, runner.vocab_size) == (architecture, dim, 16)
     assert (runner.dtype, runner.max_model_len) == (torch.float32, 64)
     texts = random_texts(50)
     expected = SentenceTransformer(str(folder), device="cpu").encode(texts)
@@ -108,7 +82,7 @@ def test_vectors_equal_the_librarys(kind, architecture, dim, tmp_path):
 
 def test_minilm_equals_the_librarys():
     runner = load(minilm_folder())
-    assert (runner.max_model_len, runner.embedding_dim, runner.vocab_size) == (256, 384, 30522)
+    assert (runner.max_model_len, runner.output_dim, runner.vocab_size) == (256, 384, 30522)
     assert runner.num_parameters == 22_713_216
     model = SentenceTransformer(str(minilm_folder()), device="cpu")
     texts = [*random_texts(20), "A penstock is the pipe that brings water to a turbine.", "ü"]
@@ -124,7 +98,7 @@ def test_truncated_vectors_follow_the_folder(tmp_path):
     expected = SentenceTransformer(str(tmp_path / "decoder"), device="cpu").encode(["water pipe"])
     runner = load(tmp_path / "decoder")
     vectors = runner.execute(encode_ids(tmp_path / "decoder", ["water pipe"]))
-    assert runner.embedding_dim == 12 and vectors.shape == expected.shape == (1, 12)
+    assert runner.output_dim == 12 and vectors.shape == expected.shape == (1, 12)
     assert np.abs(vectors - expected).max() < 1e-5
 
 
