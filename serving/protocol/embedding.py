@@ -21,6 +21,9 @@ def _check_truncation(value: Any) -> Any:
     return value
 
 
+TruncatePromptTokens = Annotated[int | None, BeforeValidator(_check_truncation)]
+
+
 class EmbeddingBody(RequestBody):
     """POST /v1/embeddings."""
 
@@ -30,7 +33,7 @@ class EmbeddingBody(RequestBody):
     input: Inputs
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: int | None = Field(default=None, ge=1)
-    truncate_prompt_tokens: Annotated[int | None, BeforeValidator(_check_truncation)] = None
+    truncate_prompt_tokens: TruncatePromptTokens = None
     """Cut longer inputs to so many tokens; -1: to what the model takes. None: refuse longer inputs."""
     prompt_name: str | None = None
     """The model's own prompt of that name, such as "query", is put before every text."""

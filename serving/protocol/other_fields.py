@@ -70,6 +70,16 @@ COMPLETION: dict[str, Tolerated | Refused] = GENERATION | {
     "store": Tolerated(_NO_STORE, only=(False,)),
 }
 
+RERANK: dict[str, Tolerated | Refused] = COMMON | {
+    "activation": Tolerated("Scores are what the model's own function makes of them.", only=(True,)),
+    "max_chunks_per_doc": Refused("Documents are not divided into chunks."),
+    "normalize": Tolerated("Scores are what the model's own function makes of them.", only=(True,)),
+    "rank_fields": Tolerated("Only the text of a document is read.", only=(["text"],)),
+    "raw_scores": Tolerated("Scores are what the model's own function makes of them.", only=(False,)),
+    "softmax": Tolerated("Scores are what the model's own function makes of them.", only=(False,)),
+    "use_activation": Tolerated("Scores are what the model's own function makes of them.", only=(True,)),
+}
+
 EMBEDDING: dict[str, Tolerated | Refused] = COMMON | {
     "add_special_tokens": Tolerated("Texts get the model's special tokens.", only=(True,)),
     "embed_dtype": Tolerated("Vectors are float32.", only=("float32",)),

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from .token_table import TokenTable
 
@@ -69,6 +69,37 @@ class TextTokenizer:
                 encoding.truncate(room)
                 ids.append(self._tokenizer.post_process(encoding).ids[:max_length])
         return ids
+
+    def encode_pairs(
+        self, pairs: Sequence[tuple[str, str]], limit: int, *, max_length: int | None, max_second: int | None
+    ) -> list[tuple[list[int], int]]:
+        """Two texts in one input, special tokens included, and where in it the second one starts.
+
+        Args:
+            pairs: the texts; the same first text may come with many second ones.
+            limit: as for `encode`, of each text.
+            max_length: cut second texts so that their pair has at most so many tokens; first texts are never cut.
+            max_second: cut second texts to so many tokens before that.
+
+        Returns:
+            Of each pair the token ids, and the index of the first one whose token type is not 0, or else their number.
+        """
+        num_special = self._tokenizer.num_special_tokens_to_add(True)
+        firsts = {text: self._bare(text, limit) for text, _ in pairs}
+        inputs = []
+        for first, second in pairs:
+            before, after = firsts[first], self._bare(second, limit)
+            if max_second is not None:
+                after.truncate(max_second)
+            if max_length is not None:
+                after.truncate(max(0, max_length - num_special - len(before)))
+            both = self._tokenizer.post_process(before, after)
+            types: list[int] = both.type_ids
+            inputs.append((both.ids, types.index(1) if 1 in types else len(types)))
+        return inputs
+
+    def _bare(self, text: str, limit: int) -> Encoding:
+        return self._tokenizer.encode(self._head(text, limit), add_special_tokens=False)
 
     def _head(self, text: str, limit: int) -> str:
         """The text, or its beginning if that has more than `limit` tokens already."""

@@ -1,0 +1,35 @@
+"""POST /v1/rerank and /v1/score, also under the paths that Cohere's and vLLM's clients use."""
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..handlers.rerank import RerankHandler
+from ..handlers.services import Services
+from ..principal import principal_of
+from ..protocol.rerank import RerankBody, ScoreBody
+from ..sse import until_disconnect
+from .bodies import json_response, read_body
+
+
+def rerank_router(services: Services, *, max_body_bytes: int) -> APIRouter:
+    """The routes, over the given services."""
+    router = APIRouter()
+    handler = RerankHandler(services)
+
+    async def rerank(request: Request) -> Response:
+        body = await read_body(request, RerankBody, max_body_bytes)
+        answer = handler.rerank(body, principal_of(request.headers))
+        return json_response(orjson.dumps(await until_disconnect(request.receive, answer)))
+
+    async def score(request: Request) -> Response:
+        body = await read_body(request, ScoreBody, max_body_bytes)
+        answer = handler.score(body, principal_of(request.headers))
+        return json_response(orjson.dumps(await until_disconnect(request.receive, answer)))
+
+    for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
+        router.add_api_route(path, rerank, methods=["POST"], response_model=None)
+    for path in ("/v1/score", "/score"):
+        router.add_api_route(path, score, methods=["POST"], response_model=None)
+    return router
