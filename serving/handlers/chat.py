@@ -50,7 +50,7 @@ class ChatHandler:
             ApiError: the request cannot be served as it is.
             EngineDeadError: the worker is gone.
         """
-        return await prepare_turn(self.services, _turn_request(body, principal))
+        return await prepare_turn(self.services, turn_request(body, principal))
 
     async def answer(self, turn: Turn, body: ChatCompletionBody) -> dict[str, object]:
         """The whole answer."""
@@ -127,7 +127,8 @@ def _reasoning(text: str) -> dict[str, str]:
     return {"reasoning_content": text, "reasoning": text} if text else {}
 
 
-def _turn_request(body: ChatCompletionBody, principal: str) -> TurnRequest:
+def turn_request(body: ChatCompletionBody, principal: str) -> TurnRequest:
+    """What a body asks of the assistant."""
     return TurnRequest(
         request_id=f"chatcmpl-{uuid.uuid4().hex}",
         model=body.model,

@@ -13,12 +13,15 @@ from penstock.scheduler.sampling_params import SamplingParams
 
 from ..errors import ApiError
 from ..protocol.completion import CompletionBody
+from ..text.output_format import grammar_of
 from ..text.served_model import ServedModel
+from ..text.tokenizer import off_loop
 from .choice import Choice, Delta
 from .completion_prompts import Prompt, read_prompts
 from .frames import ChunkFrames, usage_body
 from .generation import Generation, run
 from .logprobs import completion_logprobs, echo_logprobs, prompt_logprobs
+from .output_format import resolve_output_format
 from .sampling import choice_seed, resolve_sampling, token_room, wishes_of
 from .services import Services
 from .watched_text import TokenEntry
@@ -77,13 +80,14 @@ class CompletionHandler:
         started = time.monotonic()
         served, ready = await self.services.find(body.model, "generate", ttl=body.ttl)
         prompts = await read_prompts(body, served, ready)
+        grammar = await _grammar(body)
         request_id = f"cmpl-{uuid.uuid4().hex}"
         now = time.time()
         per_prompt = max(body.n, body.best_of or 0)
         seed = body.seed
         choices = []
         for number, prompt in enumerate(prompts):
-            sampling = _sampling(body, served, ready, prompt)
+            sampling = replace(_sampling(body, served, ready, prompt), grammar=grammar)
             seed = sampling.seed if seed is None else seed  # one seed for the request, drawn or given
             for index in range(number * per_prompt, (number + 1) * per_prompt):
                 job = Submit(
@@ -170,6 +174,12 @@ def _sampling(body: CompletionBody, served: ServedModel, ready: ModelReady, prom
         prompt_logprobs=max(of_prompt, default=None),
     )
     return resolve_sampling(wishes, served.defaults, ready, room=token_room(ready, len(prompt.token_ids), prompt.param))
+
+
+async def _grammar(body: CompletionBody) -> str:
+    """What the choices' texts must match; empty: anything."""
+    wanted = resolve_output_format(body)
+    return await off_loop(len(wanted.source), lambda: grammar_of(wanted)) if wanted is not None else ""
 
 
 def _best(completion: Completion, results: list[_Text]) -> list[int]:

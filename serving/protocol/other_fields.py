@@ -80,6 +80,8 @@ RERANK: dict[str, Tolerated | Refused] = COMMON | {
     "use_activation": Tolerated("Scores are what the model's own function makes of them.", only=(True,)),
 }
 
+TOKENIZE = COMMON
+
 EMBEDDING: dict[str, Tolerated | Refused] = COMMON | {
     "add_special_tokens": Tolerated("Texts get the model's special tokens.", only=(True,)),
     "embed_dtype": Tolerated("Vectors are float32.", only=("float32",)),

@@ -1,7 +1,8 @@
 """Request bodies in, JSON out: bodies are bounded, strict JSON, an object, validated; every fault is a 400 or a 413."""
 
 import asyncio
-from typing import TypeVar
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import orjson
 from starlette.requests import Request
@@ -20,8 +21,17 @@ async def read_body(request: Request, kind: type[Body], max_bytes: int) -> Body:
     """The validated body of a request.
 
     Raises:
+        ApiError, ValidationError, ClientDisconnect: see `read_one_of`.
+    """
+    return await read_one_of(request, lambda value: kind, max_bytes)
+
+
+async def read_one_of(request: Request, kind_of: Callable[[dict[str, Any]], type[Body]], max_bytes: int) -> Body:
+    """The validated body of a request; `kind_of` tells from the JSON object what it should be.
+
+    Raises:
         ApiError: 413 too large; 400 not UTF-8, not JSON, not an object.
-        ValidationError: the object does not fit `kind`.
+        ValidationError: the object does not fit its kind.
         ClientDisconnect: the client went away meanwhile.
     """
     raw = await _read_bytes(request, max_bytes)
@@ -32,6 +42,7 @@ async def read_body(request: Request, kind: type[Body], max_bytes: int) -> Body:
         raise ApiError(f"The request body is {what}. Send a JSON object in UTF-8.", code="invalid_json") from error
     if not isinstance(value, dict):
         raise ApiError("The request body is valid JSON, but not an object. Send an object.", code="invalid_json")
+    kind = kind_of(value)
     if len(raw) <= INLINE_BYTES:
         return kind.model_validate(value)
     return await asyncio.to_thread(kind.model_validate, value)  # a million token ids take half a second

@@ -193,6 +193,20 @@ async def test_suffix_is_framed_by_the_tokens_of_the_model() -> None:
         assert (await front.complete(suffix="")).status_code == 200
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "object"}}}},
+        {"guided_json": {"type": "object"}},
+        {"regex": "[ab]+"},
+    ],
+)
+async def test_forms_of_the_text_reach_the_engine_as_grammars(fields: dict[str, Any]) -> None:
+    async with open_front() as front:
+        assert (await front.complete(**fields)).status_code == 200
+        assert "lark_grammar" in front.engine.job.sampling.grammar
+
+
 async def test_streamed_logprobs_are_those_of_the_answer() -> None:
     async with open_front() as front:
         front.engine.text = "hi 🦊!"

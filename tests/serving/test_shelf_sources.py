@@ -51,6 +51,8 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
         ("XLMRobertaForMaskedLM", (), "embed"),
         ("Qwen3ForCausalLM", ("modules.json",), "embed"),
         ("Qwen3ForCausalLM", ("config_sentence_transformers.json",), "embed"),
+        ("BertForSequenceClassification", (), "score"),
+        ("BertForSequenceClassification", ("modules.json",), "score"),
     ],
 )
 def test_the_kind_follows_from_files_and_architecture(
@@ -60,8 +62,8 @@ def test_the_kind_follows_from_files_and_architecture(
 
 
 def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="BertForSequenceClassification"):
-        model_kind(make_folder(tmp_path / "m", "BertForSequenceClassification"))
+    with pytest.raises(ModelLoadError, match="BertForTokenClassification"):
+        model_kind(make_folder(tmp_path / "m", "BertForTokenClassification"))
 
 
 @pytest.mark.parametrize(("content", "words"), [(None, "cannot read config.json"), ("{", "is not JSON")])

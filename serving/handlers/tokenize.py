@@ -1,0 +1,61 @@
+"""Tokenising without an engine: what token ids a text or a chat becomes, and what text token ids are."""
+
+from dataclasses import dataclass
+
+from ..protocol.tokenize import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
+from ..text.served_model import ServedModel
+from ..text.tokenizer import off_loop
+from .chat import turn_request
+from .sampling import check_token_ids
+from .services import Services
+from .turn_prompt import render_prompt
+
+_UNLIMITED = 2**31
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizeHandler:
+    """POST /tokenize and POST /detokenize, behind validated bodies; all raise what `Services.find` does."""
+
+    services: Services
+
+    async def tokenize(self, body: TokenizeTextBody | TokenizeChatBody, principal: str) -> dict[str, object]:
+        """The tokens of a text, or of a chat's prompt.
+
+        Raises:
+            ApiError: the model's chat template cannot render it.
+        """
+        if isinstance(body, TokenizeChatBody):
+            served, ready = await self.services.find(body.model, "generate")
+            token_ids = (await render_prompt(turn_request(body, principal), served, ready)).token_ids
+        else:
+            served, ready = await self.services.find(body.model, None)
+            token_ids = await _encode(body, served)
+        table = served.tokenizer.table
+        return {
+            "count": len(token_ids),
+            "max_model_len": ready.max_model_len,
+            "tokens": token_ids,
+            "token_strs": [table.name(token_id) for token_id in token_ids] if body.return_token_strs else None,
+        }
+
+    async def detokenize(self, body: DetokenizeBody) -> dict[str, object]:
+        """The text of tokens, special ones included.
+
+        Raises:
+            ApiError: a token id is outside the vocabulary.
+        """
+        served, ready = await self.services.find(body.model, None)
+        check_token_ids(body.tokens, ready, "tokens")
+
+        def decode() -> str:
+            return served.tokenizer.decode(body.tokens, skip_special_tokens=False)
+
+        return {"prompt": await off_loop(len(body.tokens), decode)}
+
+
+async def _encode(body: TokenizeTextBody, served: ServedModel) -> list[int]:
+    def encode() -> list[int]:
+        return served.tokenizer.encode(body.prompt, _UNLIMITED, add_special_tokens=body.add_special_tokens)
+
+    return await off_loop(len(body.prompt), encode)

@@ -1,0 +1,38 @@
+"""POST /tokenize and /detokenize, also under /v1."""
+
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..handlers.services import Services
+from ..handlers.tokenize import TokenizeHandler
+from ..principal import principal_of
+from ..protocol.tokenize import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
+from .bodies import json_response, read_body, read_one_of
+
+
+def tokenize_router(services: Services, *, max_body_bytes: int) -> APIRouter:
+    """The routes, over the given services."""
+    router = APIRouter()
+    handler = TokenizeHandler(services)
+
+    async def tokenize(request: Request) -> Response:
+        body = await read_one_of(request, _kind, max_body_bytes)
+        return json_response(orjson.dumps(await handler.tokenize(body, principal_of(request.headers))))
+
+    async def detokenize(request: Request) -> Response:
+        body = await read_body(request, DetokenizeBody, max_body_bytes)
+        return json_response(orjson.dumps(await handler.detokenize(body)))
+
+    for path in ("/v1/tokenize", "/tokenize"):
+        router.add_api_route(path, tokenize, methods=["POST"], response_model=None)
+    for path in ("/v1/detokenize", "/detokenize"):
+        router.add_api_route(path, detokenize, methods=["POST"], response_model=None)
+    return router
+
+
+def _kind(body: dict[str, Any]) -> type[TokenizeTextBody] | type[TokenizeChatBody]:
+    return TokenizeChatBody if "messages" in body else TokenizeTextBody
