@@ -16,6 +16,7 @@ from .config import EngineConfig, ModelKind, ModelSpec
 from .embedding import EmbeddingRunner
 from .encoder import EncoderRunner
 from .errors import ModelLoadError, RequestError, UnknownModelError
+from .grammar import Grammar, GrammarCompiler, invalid_grammar
 from .kv_cache import KVCacheManager
 from .messages import (
     Embed,
@@ -169,17 +170,34 @@ class Engine:
         """Whether `step` would do anything."""
         return self.scheduler.has_work
 
-    def add(self, job: Submit | Embed) -> None:
+    def grammars_of(self, model: str) -> GrammarCompiler:
+        """What compiles grammars for a generation model.
+
+        Raises:
+            UnknownModelError: it is not resident.
+        """
+        if model not in self.scheduler.generation_lanes:
+            raise UnknownModelError(f"no generation model {model} is resident")
+        return self._generation[model].grammars
+
+    def add(self, job: Submit | Embed, grammar: Grammar | None = None) -> None:
         """Queue a job.
+
+        Args:
+            job: what to generate or embed.
+            grammar: that of the job's sampling parameters, if the caller has compiled it; else it is compiled here.
 
         Raises:
             RequestError: it can never be served; nothing was queued.
         """
         if isinstance(job, Submit):
-            if job.model not in self.scheduler.generation_lanes:
-                raise UnknownModelError(f"no generation model {job.model} is resident")
+            grammars = self.grammars_of(job.model)
             _check_token_ids([job.prompt_token_ids, job.output_token_ids], self._generation[job.model].vocab_size)
-            self.scheduler.add(Request.from_submit(job))
+            request = Request.from_submit(job)
+            if job.sampling.grammar:
+                grammar = grammar or grammars.compile(job.sampling.grammar)
+                request.matcher = grammar.start(job.output_token_ids)
+            self.scheduler.add(request)
         else:
             if job.model not in self.scheduler.embedding_lanes:
                 raise UnknownModelError(f"no embedding model {job.model} is resident")
@@ -244,6 +262,9 @@ class Engine:
     def _append(self, row: ScheduledRow, token: SampledToken, now: float) -> RequestOutput:
         """Add the sampled token to its request and end the request if it is complete."""
         request = row.request
+        matcher = request.matcher
+        if matcher is not None and not matcher.accept(token.token_id):
+            return self._fail(request, invalid_grammar(matcher.error))
         request.token_ids.append(token.token_id)
         request.first_token_time = request.first_token_time or now
         self.scheduler.generation_lanes[request.model].num_generation_tokens += 1
@@ -253,13 +274,15 @@ class Engine:
             num_cached_tokens=request.num_cached_tokens,
             logprobs=[token.logprobs] if token.logprobs else None,
         )
-        stop_token_id = token.token_id if self._is_stop_token(request, token.token_id) else None
-        if stop_token_id is None and request.num_output_tokens < request.sampling.max_tokens:
+        is_stop = self._is_stop_token(request, token.token_id) or (matcher is not None and matcher.ended_by_token)
+        stop_token_id = token.token_id if is_stop else None
+        is_complete = is_stop or (matcher is not None and matcher.is_complete)
+        if not is_complete and request.num_output_tokens < request.sampling.max_tokens:
             return output
         self.scheduler.finish(request)
         return replace(
             output,
-            finish_reason="length" if stop_token_id is None else "stop",
+            finish_reason="stop" if is_complete else "length",
             stop_token_id=stop_token_id,
             timings=JobTimings(
                 queued=request.first_scheduled_time - request.arrival_time,
@@ -268,6 +291,12 @@ class Engine:
                 num_preemptions=request.num_preemptions,
             ),
         )
+
+    def _fail(self, request: Request, error: RequestError) -> RequestOutput:
+        """End one request for a reason of its own."""
+        self.scheduler.finish(request)
+        failure = JobError(error.message, error.code, error.param)
+        return RequestOutput(request.request_id, [], finish_reason="error", error=failure)
 
     def _is_stop_token(self, request: Request, token_id: int) -> bool:
         params = request.sampling

@@ -8,6 +8,7 @@ from .messages import Submit
 from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from .grammar import Matcher
     from .sampling import SamplerState
 
 BlockId = NewType("BlockId", int)
@@ -63,6 +64,8 @@ class Request:
     first_token_time: float = 0.0
     sampler_state: "SamplerState | None" = None
     """Token counts and such, kept by `sampling`; None until the request needs them."""
+    matcher: "Matcher | None" = None
+    """Where the output is in its grammar, always behind the last token; None: it has no grammar."""
 
     @classmethod
     def from_submit(cls, job: Submit) -> "Request":

@@ -14,7 +14,9 @@ from .batch import build_inputs
 from .config import EngineConfig, ModelSpec
 from .context import PagedContext, Trial, forward_context
 from .errors import ModelLoadError, PenstockError
+from .grammar import GrammarCompiler
 from .layer_cache import LayerCache, LayerShape, allocate_caches
+from .masks import MaskFiller
 from .models import self_check
 from .models.admission import PROVEN
 from .models.load import eos_token_ids, load_decoder
@@ -39,13 +41,19 @@ class GenerationRunner:
         vocab_size: number of token ids.
         eos_token_ids: tokens that end a sequence.
         num_parameters: shared ones counted once.
+        grammars: compiles grammars for its tokenizer.
     """
 
     def __init__(
-        self, name: str, model: PreTrainedModel, max_model_len: int, shapes: dict[int, LayerShape], block_size: int
+        self,
+        spec: ModelSpec,
+        model: PreTrainedModel,
+        max_model_len: int,
+        shapes: dict[int, LayerShape],
+        block_size: int,
     ) -> None:
         """Use `load`; this takes a model whose attention is the paged one and the shapes of its layers."""
-        self.name = name
+        self.name = spec.name
         self.architecture = type(model).__name__
         self.device = model.device
         self.dtype = model.dtype
@@ -58,6 +66,8 @@ class GenerationRunner:
         self._block_size = block_size
         self._caches: dict[int, LayerCache] = {}
         self._sampler = Sampler(self.vocab_size, self.eos_token_ids, self.device)
+        self.grammars = GrammarCompiler(spec.path, self.vocab_size, self.eos_token_ids)
+        self._masks = MaskFiller(self.vocab_size, self.eos_token_ids, self.device)
 
     @classmethod
     def load(cls, spec: ModelSpec, config: EngineConfig, progress: Callable[[str, float], None]) -> "GenerationRunner":
@@ -82,7 +92,7 @@ class GenerationRunner:
         proven = model.config.model_type in PROVEN
         with _model_code(spec.name):
             expected = None if proven else self_check.single_logits(model)
-            runner = cls(spec.name, model, max_model_len, _probe_shapes(model), config.block_size)
+            runner = cls(spec, model, max_model_len, _probe_shapes(model), config.block_size)
             speed_up(model, lambda done: progress("packing weights", _READING_SHARE + done * (1 - _READING_SHARE)))
             if expected is not None:
                 runner.allocate_kv_cache(self_check.NUM_BLOCKS)
@@ -133,6 +143,7 @@ class GenerationRunner:
 
     def _run(self, batch: GenerationBatch) -> tuple[list[SampledToken], list[int]]:
         inputs = build_inputs(batch, self._block_size, self.device)
+        masks = self._masks.start(inputs.sampling_requests)
         context = PagedContext(inputs.attention, self._caches)
         with torch.inference_mode(), forward_context(context):
             if inputs.logits_indices is None:
@@ -145,7 +156,7 @@ class GenerationRunner:
                 use_cache=False,
                 logits_to_keep=inputs.logits_indices,
             ).logits[0]  # [rows that sample, V]
-            return self._sampler.sample(logits, inputs.sampling_requests), context.layers_run
+            return self._sampler.sample(logits, inputs.sampling_requests, masks), context.layers_run
 
 
 def _probe_shapes(model: PreTrainedModel) -> dict[int, LayerShape]:

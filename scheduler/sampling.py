@@ -1,9 +1,9 @@
 """Chooses the next token of every row of a batch, each by its own request's parameters.
 
 The order is the specification: log probabilities are read off the unmodified logits; then logit_bias, repetition,
-presence and frequency penalty, min_tokens; then the argmax at temperature 0, else temperature, top_k, top_p, min_p and
-a draw that is a function of (seed, position). Rows are treated in groups of one kind, so a batch costs what its
-dearest rows need and no Python runs per row inside the math.
+presence and frequency penalty, min_tokens; then what a grammar forbids; then the argmax at temperature 0, else
+temperature, top_k, top_p, min_p and a draw that is a function of (seed, position). Rows are treated in groups of one
+kind, so a batch costs what its dearest rows need and no Python runs per row inside the math.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from penstock.kernels.bitmask import apply_bitmask
 from penstock.kernels.penalties import add_bias, forbid, penalize
 from penstock.kernels.sampling import (
     FilteredDraw,
@@ -24,6 +25,7 @@ from penstock.kernels.sampling import (
     top_logprobs,
 )
 
+from .masks import PendingMasks
 from .messages import TokenLogprobs
 from .plan import SampledToken
 from .request import Request
@@ -91,9 +93,12 @@ def has_penalties(params: SamplingParams) -> bool:
 
 
 def changes_logits(request: Request) -> bool:
-    """Whether the next token's logits differ from the model's before temperature."""
-    params = request.sampling
-    return bool(params.logit_bias) or request.num_output_tokens < params.min_tokens or has_penalties(params)
+    """Whether bias, penalties or min_tokens change the next token's logits."""
+    return bool(request.sampling.logit_bias) or _is_young(request) or has_penalties(request.sampling)
+
+
+def _is_young(request: Request) -> bool:
+    return request.num_output_tokens < request.sampling.min_tokens
 
 
 @dataclass(slots=True)
@@ -127,13 +132,16 @@ class Sampler:
         few = [number for number in _CPU_CANDIDATES if number < vocab_size] if device.type == "cpu" else []
         self._candidate_steps = [*few, vocab_size]
 
-    def sample(self, logits: torch.Tensor, requests: Sequence[Request]) -> list[SampledToken]:
+    def sample(
+        self, logits: torch.Tensor, requests: Sequence[Request], masks: PendingMasks | None = None
+    ) -> list[SampledToken]:
         """Choose one token for each row.
 
         Args:
             logits: [R, V] in any float dtype, left as they are. NaN counts as impossible; a row of nothing else gives
                 token 0.
             requests: R requests, whose last token each row follows.
+            masks: what the grammars of the requests allow, if any has one.
 
         Returns:
             R tokens in the order of the rows, with log probabilities for the requests that asked.
@@ -146,6 +154,9 @@ class Sampler:
         changing = [row for row, request in enumerate(requests) if changes_logits(request)]
         if changing:
             self._change(values, changing, requests)
+        if masks is not None:
+            allowed = masks.result()
+            apply_bitmask(values, allowed.rows, allowed.bits)
         token_ids = self._choose(values, requests)  # [R]
         logprobs = self._logprobs(unmodified, token_ids[asking], [requests[row] for row in asking])
         by_row = dict(zip(asking, logprobs, strict=True))
@@ -182,7 +193,8 @@ class Sampler:
                 for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")
             )
             penalize(values, index, token_ids, counts, repetition, presence, frequency)
-        young = [row for row in rows if requests[row].num_output_tokens < requests[row].sampling.min_tokens]
+        # A grammar may allow nothing but an end; its mask decides whether one can be held back.
+        young = [row for row in rows if _is_young(requests[row]) and requests[row].matcher is None]
         if young:
             forbid(values, *self._pairs(young, [states[row].end_ids for row in young]))
 

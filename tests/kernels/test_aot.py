@@ -17,6 +17,7 @@ def compile_kernels() -> None:
     """Compile each kernel in its typical variants; run in a process without TRITON_INTERPRET."""
     from penstock.kernels.attention_decode import decode_kernel, reduce_splits_kernel
     from penstock.kernels.attention_prefill import prefill_kernel, tile_sizes
+    from penstock.kernels.bitmask_triton import bitmask_kernel
     from penstock.kernels.cache_write_triton import cache_write_kernel
 
     plain = {"WINDOW": 0, "SOFTCAP": False, "SINKS": False}
@@ -51,6 +52,7 @@ def compile_kernels() -> None:
         _compile(decode_kernel, dtype, constants)
         _compile(reduce_splits_kernel, dtype, constants)
         _compile(prefill_kernel, dtype, constants, num_warps)
+    _compile(bitmask_kernel, torch.float32, {"TILE": 4096})
 
 
 def next_power_of_2(number: int) -> int:
@@ -67,6 +69,7 @@ def _compile(kernel: Any, dtype: torch.dtype, constants: dict[str, Any], num_war
     types |= dict.fromkeys(("partial_output", "partial_lse", "sinks"), "*fp32")
     types |= dict.fromkeys(("block_table", "seq_lens", "query_start_loc"), "*i32")
     types |= {"scale": "fp32", "softcap": "fp32", "slot_mapping": "*i64"}
+    types |= {"logits": "*fp32", "rows": "*i64", "bits": "*i32"}
     constexprs = {name: constants[name] for name in kernel.arg_names if name in constants}
     signature = {
         name: "constexpr" if name in constexprs else types.get(name, "i32")  # the others are strides and indices
@@ -89,4 +92,10 @@ def test_kernels_compile_for_sm_90(tmp_path: Path) -> None:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     kernels = {line.split()[0] for line in done.stdout.splitlines()}
-    assert kernels == {"cache_write_kernel", "decode_kernel", "reduce_splits_kernel", "prefill_kernel"}
+    assert kernels == {
+        "bitmask_kernel",
+        "cache_write_kernel",
+        "decode_kernel",
+        "reduce_splits_kernel",
+        "prefill_kernel",
+    }

@@ -1,0 +1,178 @@
+"""Compiles the grammars of structured output for one model, and follows one output through its grammar.
+
+The text of a grammar is llguidance's: Lark, or JSON with a list of grammars. Compiling takes from a millisecond to
+seconds, and a hostile grammar can make it take for ever or end the process, so the worker tries unknown ones out first
+(`grammar_trial`) and compiles in other threads. What follows an output costs microseconds a token.
+"""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .errors import RequestError
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+MAX_GRAMMAR_BYTES = 1 << 20
+_MAX_CACHED_GRAMMARS = 256
+_MAX_CACHED_BYTES = 8 << 20  # of grammar text; what is compiled of it takes ten to a hundred times as much
+_MAX_ITEMS_PER_STEP = 25_000  # parser items for one token, half of the default: about 0.1 s for the worst grammars
+_MAX_LEXER_STATES = 50_000  # about 2 kB each, a fifth of the default
+_MAX_REASON = 300  # characters of the library's messages, which quote the grammar
+
+
+@dataclass(frozen=True, slots=True)
+class Vocabulary:
+    """What a grammar's tokenizer is made of."""
+
+    folder: str
+    """The model's, with a tokenizer.json."""
+    size: int
+    """Token ids of the model."""
+    eos_token_ids: tuple[int, ...]
+
+    def load(self) -> "LLTokenizer":
+        """The tokenizer in the library's form, which takes about a second for a large vocabulary.
+
+        Raises:
+            RequestError: the folder has no tokenizer that fits the model.
+        """
+        from llguidance import LLTokenizer
+
+        try:
+            text = (Path(self.folder) / "tokenizer.json").read_text()
+            return LLTokenizer(text, n_vocab=self.size, eos_token=list(self.eos_token_ids) or None)
+        except (OSError, ValueError) as error:
+            message = f"the model's tokenizer cannot be held to a grammar: {_short(str(error))}; use another model"
+            raise RequestError(message, code="unsupported_parameter") from None
+
+
+class Matcher:
+    """One output on its way through a grammar.
+
+    Attributes:
+        error: why the grammar cannot be followed any further; empty while it can.
+    """
+
+    def __init__(self, matcher: "LLMatcher") -> None:
+        self.matcher = matcher
+        self.error = ""
+
+    def accept(self, token_id: int) -> bool:
+        """Go on with the next token; False: the grammar does not allow it, or is too costly, and `error` says so."""
+        if not self.matcher.consume_token(token_id) or self.matcher.is_error():
+            self.error = _short(self.matcher.get_error()) or f"token {token_id} is not allowed"
+        return not self.error
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether nothing but an end can follow."""
+        return self.matcher.is_stopped()
+
+    @property
+    def ended_by_token(self) -> bool:
+        """Whether the last token was an end token, and no part of the text."""
+        return self.matcher.stop_reason() == "EndOfSentence"
+
+
+class Grammar:
+    """A compiled grammar, for any number of outputs."""
+
+    def __init__(self, template: "LLMatcher") -> None:
+        self._template = template
+
+    def start(self, token_ids: Sequence[int] = ()) -> Matcher:
+        """A matcher for an output that already has these tokens.
+
+        Raises:
+            RequestError: the grammar does not allow them.
+        """
+        matcher = Matcher(self._template.deep_copy())
+        for token_id in token_ids:
+            if not matcher.accept(token_id):
+                raise invalid_grammar(f"it does not allow the output so far: {matcher.error}")
+        return matcher
+
+
+class GrammarCompiler:
+    """Compiles for one model and remembers what was asked last; any thread may call it."""
+
+    def __init__(self, folder: Path | str, vocab_size: int, eos_token_ids: Iterable[int]) -> None:
+        self.vocabulary = Vocabulary(str(folder), vocab_size, tuple(sorted(eos_token_ids)))
+        self._tokenizer: LLTokenizer | None = None
+        self._tokenizer_lock = threading.Lock()
+        self._cache: OrderedDict[str, Grammar] = OrderedDict()  # the least recently asked one first
+        self._cached_bytes = 0
+        self._cache_lock = threading.Lock()
+
+    def find(self, source: str) -> Grammar | None:
+        """The grammar, if it is remembered."""
+        with self._cache_lock:
+            if grammar := self._cache.get(source):
+                self._cache.move_to_end(source)
+            return grammar
+
+    def compile(self, source: str) -> Grammar:
+        """The grammar of the text `source`.
+
+        Raises:
+            RequestError: invalid_grammar, with the library's reason.
+        """
+        if grammar := self.find(source):
+            return grammar
+        check_size(source)
+        with self._tokenizer_lock:
+            self._tokenizer = tokenizer = self._tokenizer or self.vocabulary.load()
+        grammar = Grammar(compile_template(tokenizer, source))
+        self._remember(source, grammar)
+        return grammar
+
+    def _remember(self, source: str, grammar: Grammar) -> None:
+        with self._cache_lock:
+            if source not in self._cache:
+                self._cached_bytes += len(source)
+            self._cache[source] = grammar
+            while len(self._cache) > _MAX_CACHED_GRAMMARS or self._cached_bytes > _MAX_CACHED_BYTES:
+                oldest, _ = self._cache.popitem(last=False)
+                self._cached_bytes -= len(oldest)
+
+
+def check_size(source: str) -> None:
+    """Refuse a text that is too large to try.
+
+    Raises:
+        RequestError: invalid_grammar.
+    """
+    if len(source) > MAX_GRAMMAR_BYTES:
+        raise invalid_grammar(f"it has {len(source)} characters, the limit is {MAX_GRAMMAR_BYTES}; send a smaller one")
+
+
+def compile_template(tokenizer: "LLTokenizer", source: str) -> "LLMatcher":
+    """Compile without any memory of earlier ones.
+
+    Raises:
+        RequestError: invalid_grammar, with the library's reason.
+    """
+    from llguidance import LLMatcher, LLParserLimits
+
+    limits = LLParserLimits(
+        step_max_items=_MAX_ITEMS_PER_STEP, max_lexer_states=_MAX_LEXER_STATES, verbose_errors=False
+    )
+    matcher = LLMatcher(tokenizer, source, log_level=0, limits=limits)
+    if matcher.is_error():
+        raise invalid_grammar(_short(matcher.get_error()))
+    return matcher
+
+
+def invalid_grammar(reason: str) -> RequestError:
+    """The error of a grammar that cannot be compiled or followed."""
+    return RequestError(f"the grammar of the output cannot be used: {reason}", code="invalid_grammar")
+
+
+def _short(message: str) -> str:
+    text = " ".join(message.replace("<non-verbose/>", "").split())
+    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}…"
