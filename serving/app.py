@@ -1,7 +1,5 @@
 """Puts the HTTP application together from its parts; everything is handed in, nothing is global."""
 
-from collections.abc import Mapping
-
 from fastapi import FastAPI
 
 from . import errors
@@ -19,7 +17,8 @@ from .routes.rerank import rerank_router
 from .routes.responses import responses_router
 from .routes.status import status_router
 from .routes.tokenize import tokenize_router
-from .text.served_model import ServedModel
+from .shelf.lifecycle import Lifecycle
+from .shelf.registry import Registry
 
 MAX_BODY_BYTES = 32 * 2**20
 _ROUTES = frozenset(
@@ -41,7 +40,8 @@ _ROUTES = frozenset(
 
 def create_app(
     engine: EngineClient,
-    shelf: Mapping[str, ServedModel],
+    registry: Registry,
+    lifecycle: Lifecycle,
     *,
     runs: ResponseRuns,
     max_body_bytes: int = MAX_BODY_BYTES,
@@ -50,12 +50,13 @@ def create_app(
 
     Args:
         engine: started, or about to be; its `on_step` is taken for the metrics.
-        shelf: the served models by name.
+        registry: the models there are.
+        lifecycle: loads and unloads them.
         runs: makes responses, and has the store of what outlives requests; its maker closes both.
         max_body_bytes: larger request bodies are answered 413.
     """
     app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    services = Services(engine, shelf, Metrics(engine), runs.store, runs)
+    services = Services(engine, registry, lifecycle, Metrics(engine), runs.store, runs)
     app.include_router(anthropic_router(services, max_body_bytes=max_body_bytes))
     app.include_router(chat_router(services, max_body_bytes=max_body_bytes))
     app.include_router(completions_router(services, max_body_bytes=max_body_bytes))

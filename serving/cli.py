@@ -101,6 +101,8 @@ def _option(name: str, field: FieldInfo) -> dict[str, Any]:
         return option | {"action": argparse.BooleanOptionalAction}
     if get_origin(field.annotation) is Literal:
         return option | {"metavar": "|".join(get_args(field.annotation))}
+    if get_origin(field.annotation) is dict:
+        option["action"] = "append"
     extra = field.json_schema_extra
     return option | {"metavar": extra["metavar"] if isinstance(extra, dict) else "N"}
 

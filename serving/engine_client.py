@@ -6,12 +6,14 @@ together. Nothing polls, and a job leaves no state behind, however it ends.
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, Generic, TypeVar
 
 import zmq
 import zmq.asyncio
 
+from penstock.scheduler.config import ModelSpec
 from penstock.scheduler.errors import EngineDeadError
 from penstock.scheduler.messages import (
     Cancel,
@@ -19,13 +21,16 @@ from penstock.scheduler.messages import (
     Embed,
     EmbeddingOutput,
     Hello,
+    Load,
     ModelFailed,
     ModelLoading,
     ModelReady,
     ModelStats,
+    ModelUnloaded,
     RequestOutput,
     StepOutputs,
     Submit,
+    Unload,
     UpMessage,
     WorkerReady,
     decode,
@@ -65,17 +70,28 @@ class _Mailbox(Generic[_T]):
         return items
 
 
+class ModelFailedError(Exception):
+    """The worker could not load a model."""
+
+    def __init__(self, failed: ModelFailed) -> None:
+        super().__init__(failed.message)
+        self.failed = failed
+
+
 class EngineClient:
     """Talks to one device worker.
 
     Attributes:
         models: what is resident, by name.
-        failed: what could not be loaded, by name.
+        failed: what could not be loaded, by name, until the next attempt.
         loading: how far the others are, by name.
         stats: load of each model at the end of the last step.
         ready: set when every model of the start list is ready or failed.
         on_step: called with every step's outputs, for metrics.
         on_progress: called after every change of `models`, `failed` or `loading`.
+        make_resident: called before a job of a model that is not resident is sent: it may have been unloaded since the
+            job's request was checked.
+        on_use: called with a model's name whenever a job of it begins or ends.
 
     Args:
         address: ZeroMQ address that the worker binds.
@@ -89,6 +105,12 @@ class EngineClient:
         self.ready = asyncio.Event()
         self.on_step: Callable[[StepOutputs], None] | None = None
         self.on_progress: Callable[[], None] | None = None
+        self.make_resident: Callable[[str], Awaitable[object]] | None = None
+        self.on_use: Callable[[str], None] | None = None
+        self._changed = asyncio.Event()
+        self._loads: dict[str, asyncio.Future[ModelReady]] = {}
+        self._unloads: dict[str, asyncio.Future[bool]] = {}
+        self._num_jobs: Counter[str] = Counter()
         self._address = address
         self._death: str | None = None
         self._generations: dict[str, _Mailbox[RequestOutput]] = {}
@@ -106,6 +128,10 @@ class EngineClient:
     def num_jobs(self) -> int:
         """Jobs in flight."""
         return len(self._generations) + len(self._embeddings)
+
+    def num_jobs_of(self, model: str) -> int:
+        """Jobs of one model in flight."""
+        return self._num_jobs[model]
 
     async def start(self) -> None:
         """Connect and ask for the state of every model; the worker may bind its address later."""
@@ -139,6 +165,52 @@ class EngineClient:
             generation.fail(error)
         for embedding in self._embeddings.values():
             embedding.fail(error)
+        waiting: list[asyncio.Future[Any]] = [*self._loads.values(), *self._unloads.values()]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
+        self._tell_change()
+
+    async def load(self, spec: ModelSpec) -> ModelReady:
+        """Make a model resident; one that is resident already is ready at once. One call for a model at a time.
+
+        Raises:
+            ModelFailedError: the worker could not load it.
+            EngineDeadError: the worker is gone.
+        """
+        self.check_alive()
+        self.failed.pop(spec.name, None)
+        self.loading[spec.name] = ModelLoading(spec.name, "waiting", 0.0)
+        self._tell_change()
+        answer: asyncio.Future[ModelReady] = asyncio.get_running_loop().create_future()
+        self._loads[spec.name] = answer
+        try:
+            self._send(Load(spec))
+            return await answer
+        finally:
+            del self._loads[spec.name]
+
+    async def unload(self, name: str) -> bool:
+        """Give a model's memory back; False if the worker keeps it since another API process uses it.
+
+        New jobs of the model wait from this moment on for `make_resident`.
+
+        Raises:
+            EngineDeadError: the worker is gone.
+        """
+        self.check_alive()
+        self.models.pop(name, None)
+        answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._unloads[name] = answer
+        try:
+            self._send(Unload(name))
+            return await answer
+        finally:
+            del self._unloads[name]
+
+    async def next_change(self) -> None:
+        """Return at the next change of `models`, `failed`, `loading` or `death`."""
+        await self._changed.wait()
 
     def check_alive(self) -> None:
         """Refuse to go on without a worker.
@@ -161,7 +233,7 @@ class EngineClient:
         """
         mailbox: _Mailbox[RequestOutput] = _Mailbox()
         finished = False
-        self._open(job.request_id, mailbox, self._generations)
+        await self._open(job, mailbox, self._generations)
         try:
             self._send(job)
             while not finished:
@@ -172,7 +244,7 @@ class EngineClient:
                 finished = output.finish_reason is not None
                 yield output
         finally:
-            self._drop(job.request_id, self._generations, cancel=not finished)
+            self._drop(job, self._generations, cancel=not finished)
 
     async def embed(self, job: Embed) -> EmbeddingOutput:
         """Run an embedding job; cancelling the calling task cancels it in the worker.
@@ -183,7 +255,7 @@ class EngineClient:
         """
         mailbox: _Mailbox[EmbeddingOutput] = _Mailbox()
         finished = False
-        self._open(job.request_id, mailbox, self._embeddings)
+        await self._open(job, mailbox, self._embeddings)
         try:
             self._send(job)
             (output,) = await mailbox.take()
@@ -192,17 +264,27 @@ class EngineClient:
                 raise JobFailedError(output.error)
             return output
         finally:
-            self._drop(job.request_id, self._embeddings, cancel=not finished)
+            self._drop(job, self._embeddings, cancel=not finished)
 
-    def _open(self, request_id: str, mailbox: "_Mailbox[_T]", mailboxes: "dict[str, _Mailbox[_T]]") -> None:
+    async def _open(self, job: Submit | Embed, mailbox: "_Mailbox[_T]", mailboxes: "dict[str, _Mailbox[_T]]") -> None:
         self.check_alive()
-        assert request_id not in mailboxes, f"two jobs with the id {request_id}"
-        mailboxes[request_id] = mailbox
+        while job.model not in self.models and self.make_resident is not None:
+            await self.make_resident(job.model)
+        assert job.request_id not in mailboxes, f"two jobs with the id {job.request_id}"
+        mailboxes[job.request_id] = mailbox
+        self._num_jobs[job.model] += 1
+        if self.on_use is not None:
+            self.on_use(job.model)
 
-    def _drop(self, request_id: str, mailboxes: "dict[str, _Mailbox[_T]]", *, cancel: bool) -> None:
-        del mailboxes[request_id]
+    def _drop(self, job: Submit | Embed, mailboxes: "dict[str, _Mailbox[_T]]", *, cancel: bool) -> None:
+        del mailboxes[job.request_id]
+        self._num_jobs[job.model] -= 1
+        if not self._num_jobs[job.model]:
+            del self._num_jobs[job.model]
         if cancel and self._death is None:
-            self._send(Cancel([request_id]))
+            self._send(Cancel([job.request_id]))
+        if self.on_use is not None:
+            self.on_use(job.model)
 
     def _dead_error(self) -> EngineDeadError:
         return EngineDeadError(f"The device worker is gone ({self._death}). Try again when it is back.")
@@ -229,13 +311,28 @@ class EngineClient:
                 self.loading[name] = message
             case ModelReady(name=name):
                 self.loading.pop(name, None)
+                self.failed.pop(name, None)
                 self.models[name] = message
+                _resolve(self._loads.get(name), message)
+                _resolve(self._unloads.get(name), False)
             case ModelFailed(name=name):
                 self.loading.pop(name, None)
                 self.failed[name] = message
+                if (waiting := self._loads.get(name)) is not None and not waiting.done():
+                    waiting.set_exception(ModelFailedError(message))
+            case ModelUnloaded(name=name):
+                self.models.pop(name, None)
+                self.stats.pop(name, None)
+                _resolve(self._unloads.get(name), True)
             case WorkerReady():
                 self.ready.set()
-        if self.on_progress is not None and not isinstance(message, StepOutputs):
+        if not isinstance(message, StepOutputs):
+            self._tell_change()
+
+    def _tell_change(self) -> None:
+        self._changed.set()
+        self._changed.clear()  # those that waited go on; later ones wait for the next change
+        if self.on_progress is not None:
             self.on_progress()
 
     def _deliver_step(self, step: StepOutputs) -> None:
@@ -248,6 +345,11 @@ class EngineClient:
                 embedding.put(vectors)
         if self.on_step is not None:
             self.on_step(step)
+
+
+def _resolve(future: "asyncio.Future[_T] | None", value: _T) -> None:
+    if future is not None and not future.done():
+        future.set_result(value)
 
 
 def _merge(outputs: list[RequestOutput]) -> RequestOutput:

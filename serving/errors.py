@@ -16,7 +16,7 @@ from starlette.types import Scope
 
 from penstock.scheduler.config import ModelKind
 from penstock.scheduler.errors import EngineDeadError, RequestError
-from penstock.scheduler.messages import JobError
+from penstock.scheduler.messages import JobError, ModelLoading
 
 from .error_forms import form_of
 from .protocol.explain import explain
@@ -89,6 +89,45 @@ def model_not_found(name: str, served: Iterable[str], reason: str = "") -> ApiEr
         f"The model '{name}' is not served here{why}. Served models: {ids}.",
         status=404,
         code="model_not_found",
+        param="model",
+    )
+
+
+def model_loading(name: str, progress: ModelLoading | None) -> ApiError:
+    """503 for a model whose loading takes longer than a request waits."""
+    stage = f" ({progress.stage}, {progress.fraction:.0%})" if progress else ""
+    return ApiError(f"The model '{name}' is still loading{stage}. Try again soon.", status=503, code="model_loading")
+
+
+def model_not_loaded(name: str, resident: Iterable[str]) -> ApiError:
+    """404 for a model that is here, but not in memory, where requests do not load models."""
+    ids = ", ".join(resident) or "none"
+    return ApiError(
+        f"The model '{name}' is not loaded. Load it with `penstock load {name}`. Loaded models: {ids}.",
+        status=404,
+        code="model_not_found",
+        param="model",
+    )
+
+
+def no_room_for_model(name: str, reason: str, holders: Iterable[str]) -> ApiError:
+    """503 for a model that does not fit beside the resident ones, none of which may be unloaded now."""
+    return ApiError(
+        f"There is no room for the model '{name}' now: {reason.rstrip('.')}. In memory are: "
+        f"{', '.join(holders) or 'none'}. Try again when they are idle, or unload one with `penstock unload`.",
+        status=503,
+        code="out_of_memory",
+        param="model",
+    )
+
+
+def model_busy(name: str, num_jobs: int) -> ApiError:
+    """409 for a model that cannot be unloaded."""
+    whose = f"{num_jobs} requests" if num_jobs else "requests of another process"
+    return ApiError(
+        f"The model '{name}' cannot be unloaded: it has {whose} in flight. Try again when they are done.",
+        status=409,
+        code="model_busy",
         param="model",
     )
 

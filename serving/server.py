@@ -27,10 +27,10 @@ from rich.console import Console
 from penstock.scheduler.config import ModelSpec, WorkerConfig
 from penstock.scheduler.errors import ModelLoadError
 from penstock.scheduler.launch import WorkerProcess, start_worker
-from penstock.scheduler.messages import ModelFailed
 
 from .settings import Settings
-from .shelf.sources import ResolvedModel, resolve_models
+from .shelf.card import ModelCard
+from .shelf.sources import resolve_models
 
 if TYPE_CHECKING:
     from .engine_client import EngineClient
@@ -85,12 +85,12 @@ def _serve(settings: Settings, console: Console) -> int:
         with _running_worker(settings, models) as worker:
             import uvloop
 
-            shelf, failures = _load_shelf(models)
-            return uvloop.run(_Server(settings, listener, worker, console, shelf, failures).run())
+            texts, broken = _read_texts(models)
+            return uvloop.run(_Server(settings, listener, worker, console, models, texts, broken).run())
 
 
 @contextmanager
-def _running_worker(settings: Settings, models: list[ResolvedModel]) -> Iterator[WorkerProcess]:
+def _running_worker(settings: Settings, models: list[ModelCard]) -> Iterator[WorkerProcess]:
     """The device worker, on a socket that only this user can reach."""
     folder = tempfile.mkdtemp(prefix="penstock-")
     if len(os.fsencode(folder)) + len("/worker.sock") > _MAX_SOCKET_PATH:
@@ -106,32 +106,33 @@ def _running_worker(settings: Settings, models: list[ResolvedModel]) -> Iterator
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _worker_config(settings: Settings, models: list[ResolvedModel], address: str) -> WorkerConfig:
-    specs = tuple(
-        ModelSpec(
-            name=model.name,
-            path=str(model.folder),
-            kind=model.kind,
-            dtype=settings.dtype,
-            max_model_len=settings.max_model_len if model.kind == "generate" else 0,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        for model in models
-    )
+def _worker_config(settings: Settings, models: list[ModelCard], address: str) -> WorkerConfig:
+    specs = tuple(_spec_of(settings, model) for model in models)
     return WorkerConfig(address, settings.engine_config(), specs, settings.log_level)
 
 
-def _load_shelf(models: list[ResolvedModel]) -> "tuple[dict[str, ServedModel], dict[str, str]]":
-    """The models' text side by name, and why others have none."""
-    from .text.served_model import load_served_model
+def _spec_of(settings: Settings, model: ModelCard) -> ModelSpec:
+    return ModelSpec(
+        name=model.name,
+        path=str(model.folder),
+        kind=model.kind,
+        dtype=settings.dtype,
+        max_model_len=settings.max_model_len if model.kind == "generate" else 0,
+        trust_remote_code=settings.trust_remote_code,
+    )
 
-    shelf, failures = {}, {}
+
+def _read_texts(models: list[ModelCard]) -> "tuple[dict[str, ServedModel], dict[str, str]]":
+    """The text sides of the models named at the start, and why others have none."""
+    from .shelf.registry import read_text
+
+    texts, broken = {}, {}
     for model in models:
         try:
-            shelf[model.name] = load_served_model(model.name, model.kind, model.folder)
+            texts[model.name] = read_text(model)
         except ModelLoadError as error:
-            failures[model.name] = str(error)
-    return shelf, failures
+            broken[model.name] = str(error)
+    return texts, broken
 
 
 class _Server:
@@ -143,15 +144,17 @@ class _Server:
         listener: socket,
         worker: WorkerProcess,
         console: Console,
-        shelf: "dict[str, ServedModel]",
-        failures: dict[str, str],
+        models: list[ModelCard],
+        texts: "dict[str, ServedModel]",
+        broken: dict[str, str],
     ) -> None:
         self._settings = settings
         self._listener = listener
         self._worker = worker
         self._console = console
-        self._shelf = shelf
-        self._failures = failures
+        self._models = models
+        self._texts = texts
+        self._broken = broken
 
     async def run(self) -> int:
         """Serve until a signal comes; returns the exit status."""
@@ -159,25 +162,37 @@ class _Server:
         from .engine_client import EngineClient
         from .handlers.background import ResponseRuns
         from .listener import HttpServer
+        from .shelf.lifecycle import Lifecycle
+        from .shelf.registry import Registry
         from .store.database import Database
         from .store.store import open_store
 
+        settings = self._settings
         engine = EngineClient(self._worker.config.address)
-        engine.failed = {name: ModelFailed(name, reason) for name, reason in self._failures.items()}
+        registry = Registry(
+            self._models,
+            home=settings.home,
+            aliases=settings.alias,
+            defaults=settings.default_models(),
+            texts=self._texts,
+            broken=self._broken,
+        )
+        lifecycle = Lifecycle(engine, registry, lambda card: _spec_of(settings, card), settings.loading_policy())
         database = Database(
-            self._settings.home / "state.sqlite3",
-            max_bytes=self._settings.store_max_bytes,
-            max_age=self._settings.store_max_age * 24 * 3600,
+            settings.home / "state.sqlite3",
+            max_bytes=settings.store_max_bytes,
+            max_age=settings.store_max_age * 24 * 3600,
         )
         runs = ResponseRuns(open_store(database))
-        app = create_app(engine, self._shelf, runs=runs)
-        http = HttpServer(app, self._listener, debug=self._settings.log_level == "debug")
+        app = create_app(engine, registry, lifecycle, runs=runs)
+        http = HttpServer(app, self._listener, debug=settings.log_level == "debug")
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(signum, http.stop)
         death = asyncio.create_task(_report_death(engine, self._worker, http), name="worker-watch")
         try:
             await engine.start()
+            lifecycle.start()
             serving = asyncio.create_task(http.run_until_stopped(), name="http")
             status = await self._announce(engine, death, serving)
             if status:
@@ -188,6 +203,7 @@ class _Server:
             death.cancel()
             await runs.close()
             await engine.close()
+            await lifecycle.close()
             await database.close()
 
     async def _announce(
@@ -198,15 +214,15 @@ class _Server:
         from .startup_table import LoadingBars, print_ready
 
         ready = asyncio.create_task(engine.ready.wait())
-        with LoadingBars(self._shelf, self._console) as bars:
+        with LoadingBars([model.name for model in self._models], self._console) as bars:
             engine.on_progress = lambda: bars.update(engine.loading, engine.models.keys() | engine.failed.keys())
             await asyncio.wait({ready, death, serving}, return_when=asyncio.FIRST_COMPLETED)
             engine.on_progress = None
         if not ready.done():  # a signal came, or the worker has died, which is in the log
             ready.cancel()
             return 1 if death.done() else 0
-        failures = {name: failed.message for name, failed in engine.failed.items()}
-        models = {name: engine.models[name] for name in self._shelf if name in engine.models}
+        failures = {name: failed.message for name, failed in engine.failed.items()} | self._broken
+        models = {name: engine.models[name] for name in self._texts if name in engine.models}
         if not models:
             for name, reason in failures.items():
                 _log.error("%s cannot be served: %s", name, reason)

@@ -15,7 +15,9 @@ from pydantic import ByteSize, Field, ValidationError, field_validator, model_va
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from penstock.scheduler.config import DeviceName, DtypeName, EngineConfig
+from penstock.scheduler.config import DeviceName, DtypeName, EngineConfig, ModelKind
+
+from .shelf.residency import LoadingPolicy
 
 LogLevel = Literal["debug", "info", "warning", "error"]
 ENVIRONMENT_PREFIX = "PENSTOCK_"
@@ -57,6 +59,27 @@ class Settings(BaseSettings):
         default="",
         description="the id that clients use, when one model is served",
         json_schema_extra=_metavar("NAME"),
+    )
+    jit: bool = Field(default=True, description="let the first request for a model of the home load it")
+    idle_ttl: float = Field(
+        default=3600,
+        ge=0,
+        description="seconds that a model loaded by a request stays idle until it is unloaded; 0: it stays",
+        json_schema_extra=_metavar("SECONDS"),
+    )
+    max_resident_models: int = Field(default=0, ge=0, description="models in memory at once; 0: as many as fit")
+    alias: Annotated[dict[str, str], NoDecode] = Field(
+        default={},
+        description="another name for a model, such as gpt-4o=smollm2-135m-instruct; may be repeated",
+        json_schema_extra=_metavar("NAME=MODEL"),
+    )
+    default_model: str = Field(
+        default="",
+        description="the chat model that answers to unknown names and to none; without it they are errors",
+        json_schema_extra=_metavar("NAME"),
+    )
+    default_embedding_model: str = Field(
+        default="", description="the same for embeddings", json_schema_extra=_metavar("NAME")
     )
     device: DeviceName = Field(default="auto", description="where the models run; auto: the GPU if there is one")
     dtype: DtypeName = Field(
@@ -115,6 +138,21 @@ class Settings(BaseSettings):
         """An environment variable lists models as a shell does, so that a path may have quoted spaces."""
         return shlex.split(value) if isinstance(value, str) else value
 
+    @field_validator("alias", mode="before")
+    @classmethod
+    def _read_aliases(cls, value: object) -> object:
+        """A table in the file; flags and the environment list NAME=MODEL."""
+        pairs = shlex.split(value) if isinstance(value, str) else value
+        if not isinstance(pairs, list):
+            return pairs
+        aliases: dict[str, str] = {}
+        for pair in pairs:
+            alias, equals, model = str(pair).partition("=")
+            if not (alias and equals and model):
+                raise ValueError(f"an alias has the form NAME=MODEL, which {pair!r} has not")
+            aliases[alias] = model
+        return aliases
+
     @field_validator("port", mode="before")
     @classmethod
     def _refuse_service_link(cls, value: object) -> object:
@@ -142,6 +180,14 @@ class Settings(BaseSettings):
         if self.served_model_name and len(self.models) != 1:
             raise ValueError(f"served_model_name needs exactly one model, but {len(self.models)} are named")
         return self
+
+    def loading_policy(self) -> LoadingPolicy:
+        """What may be loaded, and for how long it stays."""
+        return LoadingPolicy(self.jit, self.idle_ttl, self.max_resident_models)
+
+    def default_models(self) -> dict[ModelKind, str]:
+        """The models that answer to unknown names."""
+        return {"generate": self.default_model, "embed": self.default_embedding_model}
 
     def engine_config(self) -> EngineConfig:
         """The engine's part of the settings."""

@@ -1,40 +1,34 @@
-"""GET /v1/models and /v1/models/{id}: what is served here."""
+"""GET /v1/models and /v1/models/{id}: what is served here, for OpenAI's clients and for Codex."""
 
 from fastapi import APIRouter
 
+from ..errors import ApiError
+from ..handlers.models import ModelsHandler
 from ..handlers.services import Services
-from ..text.served_model import ServedModel
-
-_TYPES = {"generate": "llm", "embed": "embeddings", "score": "reranker"}
 
 
 def models_router(services: Services) -> APIRouter:
     """The routes, over the given services."""
     router = APIRouter(prefix="/v1")
+    models = ModelsHandler(services)
 
     @router.get("/models", response_model=None)
     async def list_models() -> dict[str, object]:
-        return {"object": "list", "data": [_entry(services, model) for model in services.served()]}
+        return await models.openai_list()
 
     @router.get("/models/{model_id:path}", response_model=None)
     async def retrieve_model(model_id: str) -> dict[str, object]:
-        return _entry(services, services.look_up(model_id))
+        return await models.openai_entry(model_id)
+
+    @router.delete("/models/{model_id:path}", response_model=None)
+    async def delete_model(model_id: str) -> None:
+        card = await services.look_up(model_id)
+        raise ApiError(
+            f"The model '{card.name}' is a folder of the server and no fine-tune of yours, so it is not deleted here. "
+            f"Unload it with POST /api/v1/models/unload, or remove it on the server with `penstock rm {card.name}`.",
+            status=403,
+            code="model_not_deletable",
+            param="model",
+        )
 
     return router
-
-
-def _entry(services: Services, served: ServedModel) -> dict[str, object]:
-    """OpenAI's model object; what follows `owned_by` is ours and what routers and benchmarks look for."""
-    ready = services.engine.models.get(served.name)
-    entry: dict[str, object] = {
-        "id": served.name,
-        "object": "model",
-        "created": served.created,
-        "owned_by": served.owned_by,
-        "type": _TYPES[served.kind],
-        "state": "loaded" if ready else "loading",
-        "max_model_len": ready.max_model_len if ready else None,
-    }
-    if ready:
-        entry["architecture"] = ready.architecture
-    return entry

@@ -26,8 +26,8 @@ def status_router(services: Services) -> APIRouter:
             return Response(orjson.dumps(state), 503, headers, "application/json")
         state = {
             "status": "ok" if engine.ready.is_set() else "loading",
-            "models": sorted(engine.models.keys() - engine.failed.keys()),
-            "failed": {name: failed.message for name, failed in engine.failed.items()},
+            "models": sorted(engine.models),
+            "failed": services.failures(),
         }
         return Response(orjson.dumps(state), media_type="application/json")
 

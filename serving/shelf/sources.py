@@ -8,42 +8,25 @@ What is fetched or converted is kept under the server's home, so a second start 
 """
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
-from penstock.scheduler.config import ModelKind
 from penstock.scheduler.errors import ModelLoadError
 from penstock.scheduler.launch import convert_tokenizer
 
+from .card import ModelCard, read_card
 from .conversion import convert_with_bar
 from .download import fetch_starter
 from .hub import fetch_snapshot
 from .starter import STARTER_MODELS
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_GENERATION_HEADS = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
-_SCORING_HEADS = ("ForSequenceClassification",)
-_ENCODERS = ("Model", "ForMaskedLM")
-_SENTENCE_TRANSFORMERS_FILES = ("modules.json", "config_sentence_transformers.json")
 
 
-@dataclass(frozen=True, slots=True)
-class ResolvedModel:
-    """A model that is on this machine in the form that the worker loads."""
-
-    name: str
-    """The id clients use."""
-    folder: Path
-    """Has config.json, safetensors and tokenizer.json."""
-    kind: ModelKind
-
-
-def resolve_models(arguments: Sequence[str], home: Path, console: Console) -> list[ResolvedModel]:
+def resolve_models(arguments: Sequence[str], home: Path, console: Console) -> list[ModelCard]:
     """Find, fetch and convert every model; none named means both starter models.
 
     Raises:
@@ -83,25 +66,21 @@ def served_name(argument: str) -> str:
     )
 
 
-def _resolve(name: str, argument: str, home: Path, console: Console) -> ResolvedModel:
+def _resolve(name: str, argument: str, home: Path, console: Console) -> ModelCard:
     path = Path(argument).expanduser()
     if starter := STARTER_MODELS.get(argument):
         folder = fetch_starter(starter, home, console)
-    elif path.is_dir():
+    elif argument and path.is_dir():
         folder = path.resolve()
     elif path.is_file():
         folder = _convert_once(path.resolve(), name, home, console)
     else:
         folder = fetch_snapshot(argument, home / "hub", console)
-    kind = model_kind(folder)
-    if not any(folder.glob("*.safetensors")):
-        raise ModelLoadError(
-            f"{folder} has no *.safetensors file; other weight formats are not read, since pickled ones can run code"
-        )
+    card = read_card(name, folder)
     if not (folder / "tokenizer.json").is_file():
         with console.status(f"Converting the tokenizer of {name} (only this once)"):
             convert_tokenizer(folder)
-    return ResolvedModel(name, folder, kind)
+    return card
 
 
 def _convert_once(source: Path, name: str, home: Path, console: Console) -> Path:
@@ -113,32 +92,3 @@ def _convert_once(source: Path, name: str, home: Path, console: Console) -> Path
         folder.parent.mkdir(parents=True, exist_ok=True)
         convert_with_bar(source, folder, source.name, console)
     return folder
-
-
-def model_kind(folder: Path) -> ModelKind:
-    """Whether the model in `folder` generates text, embeds it or scores pairs.
-
-    Raises:
-        ModelLoadError: there is no readable config.json, or its architecture does neither.
-    """
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelLoadError(f"{folder} is no model folder: cannot read config.json: {error.strerror}") from error
-    except ValueError as error:
-        raise ModelLoadError(f"{path} is not JSON: {error}") from error
-    architectures = (config.get("architectures") if isinstance(config, dict) else None) or []
-    # Cross-encoders have the same files as embedding models; only their architecture tells.
-    if any(architecture.endswith(_SCORING_HEADS) for architecture in architectures):
-        return "score"
-    if any((folder / name).is_file() for name in _SENTENCE_TRANSFORMERS_FILES):
-        return "embed"
-    if any(architecture.endswith(_GENERATION_HEADS) for architecture in architectures):
-        return "generate"
-    if any(architecture.endswith(_ENCODERS) for architecture in architectures):
-        return "embed"
-    raise ModelLoadError(
-        f"{path} names the architectures {architectures}, which neither generate text ({', '.join(_GENERATION_HEADS)}) "
-        f"nor embed it ({', '.join(_ENCODERS)}) nor score pairs ({', '.join(_SCORING_HEADS)})"
-    )

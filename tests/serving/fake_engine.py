@@ -5,6 +5,7 @@ import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -13,18 +14,24 @@ from fastapi import FastAPI
 from openai import AsyncOpenAI
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from penstock.scheduler.config import ModelSpec
 from penstock.scheduler.messages import (
     Cancel,
     Embed,
     EmbeddingOutput,
     JobError,
     JobTimings,
+    Load,
+    ModelFailed,
+    ModelLoading,
     ModelReady,
     ModelStats,
+    ModelUnloaded,
     RequestOutput,
     StepOutputs,
     Submit,
     TokenLogprobs,
+    Unload,
     UpMessage,
     decode,
     encode,
@@ -33,6 +40,10 @@ from penstock.serving.app import create_app
 from penstock.serving.engine_client import EngineClient
 from penstock.serving.handlers.background import ResponseRuns
 from penstock.serving.metrics import Metrics
+from penstock.serving.shelf.card import ModelCard
+from penstock.serving.shelf.lifecycle import Lifecycle
+from penstock.serving.shelf.registry import Registry
+from penstock.serving.shelf.residency import LoadingPolicy
 from penstock.serving.store.database import Database
 from penstock.serving.store.store import open_store
 from penstock.serving.text.chat_template import ChatTemplate
@@ -95,6 +106,28 @@ def tiny_shelf() -> dict[str, ServedModel]:
     }
 
 
+def tiny_card(served: ServedModel) -> ModelCard:
+    """What a tiny model's folder would say."""
+    return ModelCard(
+        name=served.name,
+        kind=served.kind,
+        folder=Path("nowhere") / served.name,
+        publisher="local",
+        architecture="tiny",
+        quantization="F32",
+        bits_per_weight=32.0,
+        size_bytes=4000,
+        num_parameters=1000,
+        max_context_length=MAX_MODEL_LEN,
+        created=served.created,
+    )
+
+
+def tiny_spec(card: ModelCard) -> ModelSpec:
+    """What the worker is told of a tiny model."""
+    return ModelSpec(card.name, str(card.folder), card.kind)
+
+
 def model_ready(name: str, **changes: Any) -> ModelReady:
     """What the worker says of a tiny model."""
     embeds = name == EMBED
@@ -128,6 +161,9 @@ class FakeEngine(EngineClient):
         tokens_per_step: of the default answer.
         jobs: every job submitted.
         cancelled: every job id cancelled.
+        loads: the name of every model that was to be loaded.
+        load_answers: what the worker says when a model is loaded; the default loads it.
+        unloads: the name of every model that was to be unloaded.
     """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
@@ -141,6 +177,9 @@ class FakeEngine(EngineClient):
         self.embed_error: JobError | None = None
         self.jobs: list[Submit | Embed] = []
         self.cancelled: list[str] = []
+        self.loads: list[str] = []
+        self.load_answers: Callable[[ModelSpec], list[ModelLoading | ModelReady | ModelFailed]] = self.admit
+        self.unloads: list[str] = []
         self._plays: dict[str, asyncio.Task[None]] = {}
 
     @property
@@ -193,6 +232,11 @@ class FakeEngine(EngineClient):
             TokenLogprobs(-0.5, [i, *range(10, 9 + n)][:n], [-0.5, *(-float(k) for k in range(1, n))][:n]) for i in ids
         ]
 
+    def admit(self, spec: ModelSpec) -> list[ModelLoading | ModelReady | ModelFailed]:
+        """Two pieces of progress and success."""
+        progress = [ModelLoading(spec.name, "reading weights", fraction) for fraction in (0.0, 0.5)]
+        return [*progress, model_ready(spec.name)]
+
     def _send(self, message: UpMessage) -> None:
         message = decode(encode(message))  # type: ignore[assignment]  # what cannot cross the wire fails here too
         match message:
@@ -204,6 +248,12 @@ class FakeEngine(EngineClient):
                 self.cancelled += ids
                 for request_id in ids:
                     self._plays[request_id].cancel()
+            case Load(spec=spec):
+                self.loads.append(spec.name)
+                self._plays[f"load {spec.name}"] = asyncio.create_task(self._load(spec))
+            case Unload(name=name):
+                self.unloads.append(name)
+                asyncio.get_running_loop().call_soon(self._deliver, ModelUnloaded(name))
 
     async def _play(self, job: Submit) -> None:
         for output in self.script(job):
@@ -212,6 +262,11 @@ class FakeEngine(EngineClient):
             else:
                 self._deliver(step(outputs=[output]))
                 await asyncio.sleep(0)
+
+    async def _load(self, spec: ModelSpec) -> None:
+        for answer in self.load_answers(spec):
+            await asyncio.sleep(0)
+            self._deliver(answer)
 
     async def _embed(self, job: Embed) -> None:
         await asyncio.sleep(0)
@@ -238,17 +293,28 @@ def step(
 
 
 class Front:
-    """The application over a fake engine, and a client that calls it in the same event loop."""
+    """The application over a fake engine, and a client that calls it in the same event loop.
+
+    Attributes:
+        shelf: the models' text sides, for tests to change before they are used.
+    """
 
     def __init__(self, *, database: Database | None = None, **app_options: Any) -> None:
         self.shelf = tiny_shelf()
         self.engine = FakeEngine(self.shelf[CHAT].tokenizer)
+        self.registry = Registry(map(tiny_card, self.shelf.values()), texts=self.shelf)
+        self.lifecycle = Lifecycle(self.engine, self.registry, tiny_spec, LoadingPolicy())
         self.store = open_store(database or Database(None))
         self.runs = ResponseRuns(self.store)
-        self.app = create_app(self.engine, self.shelf, runs=self.runs, **app_options)
+        self.app = create_app(self.engine, self.registry, self.lifecycle, runs=self.runs, **app_options)
         self.http = httpx2.AsyncClient(
             transport=httpx2.ASGITransport(self.app, raise_app_exceptions=False), base_url="http://front"
         )
+
+    def put(self, served: ServedModel) -> None:
+        """Put a model of any kind on the shelf."""
+        self.shelf[served.name] = served
+        self.registry._cards[served.name] = tiny_card(served)
 
     @property
     def openai(self) -> AsyncOpenAI:

@@ -1,52 +1,10 @@
-"""The routes that need no model: models, health, metrics, the root."""
+"""The routes that need no model: health, metrics, the root."""
 
 import subprocess
 import sys
 
-from fake_engine import BARE, CHAT, EMBED, error, open_front, step
+from fake_engine import CHAT, EMBED, open_front, step
 from prometheus_client.parser import text_string_to_metric_families
-
-from penstock.scheduler.messages import ModelFailed
-
-
-async def test_models_are_listed_with_what_clients_look_for() -> None:
-    async with open_front() as front:
-        del front.engine.models[BARE]
-        listed = (await front.http.get("/v1/models")).json()
-        assert listed["object"] == "list"
-        assert listed["data"][0] == {
-            "id": CHAT,
-            "object": "model",
-            "created": 1_700_000_000,
-            "owned_by": "penstock",
-            "type": "llm",
-            "state": "loaded",
-            "max_model_len": 256,
-            "architecture": "Tiny",
-        }
-        assert "architecture" not in listed["data"][1]
-        assert [(m["id"], m["state"], m["type"]) for m in listed["data"][1:]] == [
-            (BARE, "loading", "llm"),
-            (EMBED, "loaded", "embeddings"),
-        ]
-        assert (await front.http.get(f"/v1/models/{CHAT}")).json() == listed["data"][0]
-        error(await front.http.get("/v1/models/owner/unknown"), 404, "model_not_found", "model")
-        assert [m.id async for m in front.openai.models.list()] == [CHAT, BARE, EMBED]
-
-
-async def test_hub_ids_are_found_by_their_path() -> None:
-    async with open_front() as front:
-        front.shelf["owner/name"] = front.shelf[CHAT]
-        assert (await front.http.get("/v1/models/owner/name")).status_code == 200
-        assert (await front.openai.models.retrieve("owner/name")).object == "model"
-
-
-async def test_failed_models_are_not_listed() -> None:
-    async with open_front() as front:
-        front.engine.failed[CHAT] = ModelFailed(CHAT, "broken")
-        ids = [model["id"] for model in (await front.http.get("/v1/models")).json()["data"]]
-        assert CHAT not in ids
-        error(await front.http.get(f"/v1/models/{CHAT}"), 404, "model_not_found", "model")
 
 
 async def test_health_is_200_while_the_worker_lives() -> None:

@@ -6,7 +6,7 @@ import pytest
 from fake_engine import BARE, CHAT, EMBED, error, model_ready, open_front, use_template
 from pydantic import ValidationError
 
-from penstock.scheduler.messages import JobError, ModelFailed, ModelLoading, RequestOutput
+from penstock.scheduler.messages import JobError, ModelFailed, RequestOutput
 from penstock.serving.errors import JobFailedError, translate
 from penstock.serving.protocol.body import RequestBody
 from penstock.serving.protocol.chat import ChatCompletionBody, ChatMessage
@@ -196,21 +196,18 @@ async def test_models_of_the_wrong_kind_name_the_right_one() -> None:
         assert "/v1/completions" in error(await front.chat(model=BARE), 400, "model_not_supported", "model")
 
 
-async def test_models_that_are_not_there_yet() -> None:
+async def test_models_that_cannot_be_loaded() -> None:
     async with open_front() as front:
         del front.engine.models[CHAT]
-        front.engine.loading[CHAT] = ModelLoading(CHAT, "reading weights", 0.4)
-        response = await front.chat()
-        assert "40%" in error(response, 503, "model_loading", None) and response.headers["retry-after"]
-        del front.engine.loading[CHAT]
         front.engine.failed[CHAT] = ModelFailed(CHAT, "no such file")
         for response in (await front.chat(), await front.http.get(f"/v1/models/{CHAT}")):
             message = error(response, 404, "model_not_found", "model")
             assert "could not be loaded: no such file. Served models: tiny-bare, tiny-embed." in message
             assert "retry-after" not in response.headers
-        front.engine.failed["half"] = ModelFailed("half", "no tokenizer")  # its text side is missing
-        assert "no tokenizer" in error(await front.chat(model="half"), 404, "model_not_found", "model")
-        assert (await front.http.get("/health")).json()["models"] == [BARE, EMBED]
+        del front.shelf[BARE]  # its text side cannot be read: the card's folder is no folder
+        assert "tiny-bare is not a folder" in error(await front.chat(model=BARE), 404, "model_not_found", "model")
+        health = (await front.http.get("/health")).json()
+        assert (health["models"], health["failed"].keys()) == ([BARE, EMBED], {BARE, CHAT})
 
 
 async def test_a_model_that_the_worker_does_not_know_is_404() -> None:

@@ -36,11 +36,13 @@ def pair_tokenizer() -> Tokenizer:
 
 def use_cross_encoder(front: Front) -> None:
     """Make the bare model one whose score is the number of tokens of the second text, in hundredths."""
-    front.shelf[BARE] = replace(
-        front.shelf[BARE],
-        kind="score",
-        tokenizer=TextTokenizer(pair_tokenizer()),
-        input_rules=EmbeddingInputRules(max_tokens=32),
+    front.put(
+        replace(
+            front.shelf[BARE],
+            kind="score",
+            tokenizer=TextTokenizer(pair_tokenizer()),
+            input_rules=EmbeddingInputRules(max_tokens=32),
+        )
     )
     front.engine.models[BARE] = model_ready(BARE, kind="score", max_model_len=64, num_kv_blocks=0)
 

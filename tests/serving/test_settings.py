@@ -96,7 +96,7 @@ def test_every_bad_value_gets_its_line() -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("prot = 1", "has unknown keys: prot; known are: block_size"),
+        ("prot = 1", "has unknown keys: prot; known are: alias, block_size"),
         ('config = "other.toml"', "has unknown keys: config"),
         ("port = ", "is not TOML"),
     ],
@@ -118,3 +118,13 @@ def test_home_is_absolute_and_expanded(monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_settings({"home": "~/models"}).home == tmp_path / "models"
     assert load_settings({}).home.is_absolute()
+
+
+def test_aliases_come_from_flags_environment_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path / "p.toml", '[alias]\n"gpt-4o" = "tiny"\n')
+    assert load_settings({"config": str(file)}).alias == {"gpt-4o": "tiny"}
+    assert load_settings({"alias": ["a=b", "c=d/e"]}).alias == {"a": "b", "c": "d/e"}
+    monkeypatch.setenv("PENSTOCK_ALIAS", "a=b 'x y=z'")
+    assert load_settings({}).alias == {"a": "b", "x y": "z"}
+    with pytest.raises(SettingsError, match="form NAME=MODEL, which 'gpt-4o' has not"):
+        load_settings({"alias": ["gpt-4o"]})

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from penstock.scheduler.errors import ModelLoadError
 from penstock.serving.shelf import conversion, sources
-from penstock.serving.shelf.sources import ResolvedModel, model_kind, resolve_models
+from penstock.serving.shelf.card import read_card
+from penstock.serving.shelf.sources import resolve_models
 
 
 def quiet() -> Console:
@@ -41,43 +42,10 @@ def conversions(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
     return converted
 
 
-@pytest.mark.parametrize(
-    ("architecture", "files", "kind"),
-    [
-        ("LlamaForCausalLM", (), "generate"),
-        ("GPT2LMHeadModel", (), "generate"),
-        ("Gemma3ForConditionalGeneration", (), "generate"),
-        ("BertModel", (), "embed"),
-        ("XLMRobertaForMaskedLM", (), "embed"),
-        ("Qwen3ForCausalLM", ("modules.json",), "embed"),
-        ("Qwen3ForCausalLM", ("config_sentence_transformers.json",), "embed"),
-        ("BertForSequenceClassification", (), "score"),
-        ("BertForSequenceClassification", ("modules.json",), "score"),
-    ],
-)
-def test_the_kind_follows_from_files_and_architecture(
-    tmp_path: Path, architecture: str, files: tuple[str, ...], kind: str
-) -> None:
-    assert model_kind(make_folder(tmp_path / "m", architecture, *files)) == kind
-
-
-def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="BertForTokenClassification"):
-        model_kind(make_folder(tmp_path / "m", "BertForTokenClassification"))
-
-
-@pytest.mark.parametrize(("content", "words"), [(None, "cannot read config.json"), ("{", "is not JSON")])
-def test_a_broken_config_is_refused(tmp_path: Path, content: str | None, words: str) -> None:
-    if content is not None:
-        (tmp_path / "config.json").write_text(content)
-    with pytest.raises(ModelLoadError, match=words):
-        model_kind(tmp_path)
-
-
 def test_a_folder_is_served_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = make_folder(tmp_path / "My-Model")
     monkeypatch.chdir(folder)
-    assert resolve_models(["."], tmp_path, quiet()) == [ResolvedModel("My-Model", folder, "generate")]
+    assert resolve_models(["."], tmp_path, quiet()) == [read_card("My-Model", folder)]
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:
@@ -171,7 +139,7 @@ def test_a_hub_model_is_fetched_once_without_pickles(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     (model,) = resolve_models(["owner/Name-1.5B"], tmp_path, quiet())
-    assert model == ResolvedModel("owner/Name-1.5B", tmp_path / "snapshot", "generate")
+    assert model == read_card("owner/Name-1.5B", tmp_path / "snapshot")
     assert resolve_models(["owner/Name-1.5B"], tmp_path, quiet()) == [model]
     (options,) = calls
     patterns = options["allow_patterns"]
