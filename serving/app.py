@@ -12,6 +12,8 @@ from .routes.chat import chat_router
 from .routes.completions import completions_router
 from .routes.embeddings import embeddings_router
 from .routes.envelope import Envelope
+from .routes.lmstudio import lmstudio_router
+from .routes.lmstudio_v0 import lmstudio_v0_router
 from .routes.models import models_router
 from .routes.rerank import rerank_router
 from .routes.responses import responses_router
@@ -21,21 +23,6 @@ from .shelf.lifecycle import Lifecycle
 from .shelf.registry import Registry
 
 MAX_BODY_BYTES = 32 * 2**20
-_ROUTES = frozenset(
-    {
-        "/",
-        "/health",
-        "/metrics",
-        "/v1/chat/completions",
-        "/v1/completions",
-        "/v1/embeddings",
-        "/v1/messages",
-        "/v1/messages/count_tokens",
-        "/v1/models",
-        "/v1/rerank",
-        "/v1/score",
-    }
-)
 
 
 def create_app(
@@ -63,6 +50,8 @@ def create_app(
     app.include_router(embeddings_router(services, max_body_bytes=max_body_bytes))
     app.include_router(rerank_router(services, max_body_bytes=max_body_bytes))
     app.include_router(tokenize_router(services, max_body_bytes=max_body_bytes))
+    app.include_router(lmstudio_router(services, max_body_bytes=max_body_bytes))
+    app.include_router(lmstudio_v0_router(services, max_body_bytes=max_body_bytes))
     app.include_router(models_router(services))
     app.include_router(responses_router(services, max_body_bytes=max_body_bytes))
     app.include_router(status_router(services))

@@ -6,6 +6,8 @@ import orjson
 from starlette.datastructures import Headers
 from starlette.types import Scope
 
+from .protocol.anthropic.models import VERSION_HEADER
+
 REQUEST_ID = "request_id"
 """Key in a scope's state: the exchange's id."""
 
@@ -113,6 +115,6 @@ def form_of(scope: Scope) -> ErrorForm:
         return LM_STUDIO
     if path == "/v1/messages" or path.startswith("/v1/messages/"):
         return ANTHROPIC
-    if path.startswith("/v1/models") and "anthropic-version" in Headers(scope=scope):
+    if path.startswith("/v1/models") and VERSION_HEADER in Headers(scope=scope):
         return ANTHROPIC
     return OPENAI

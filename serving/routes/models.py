@@ -1,23 +1,31 @@
-"""GET /v1/models and /v1/models/{id}: what is served here, for OpenAI's clients and for Codex."""
+"""GET /v1/models and /v1/models/{id}: what is served here, for OpenAI's clients, for Codex and for Anthropic's."""
 
 from fastapi import APIRouter
+from starlette.requests import Request
 
 from ..errors import ApiError
+from ..handlers.anthropic.models import AnthropicModelsHandler
 from ..handlers.models import ModelsHandler
 from ..handlers.services import Services
+from ..protocol.anthropic.models import VERSION_HEADER, ModelPage
 
 
 def models_router(services: Services) -> APIRouter:
     """The routes, over the given services."""
     router = APIRouter(prefix="/v1")
     models = ModelsHandler(services)
+    anthropic = AnthropicModelsHandler(services)
 
     @router.get("/models", response_model=None)
-    async def list_models() -> dict[str, object]:
+    async def list_models(request: Request) -> dict[str, object]:
+        if VERSION_HEADER in request.headers:
+            return await anthropic.page(ModelPage.model_validate(dict(request.query_params)))
         return await models.openai_list()
 
     @router.get("/models/{model_id:path}", response_model=None)
-    async def retrieve_model(model_id: str) -> dict[str, object]:
+    async def retrieve_model(model_id: str, request: Request) -> dict[str, object]:
+        if VERSION_HEADER in request.headers:
+            return await anthropic.entry(model_id)
         return await models.openai_entry(model_id)
 
     @router.delete("/models/{model_id:path}", response_model=None)

@@ -1,0 +1,1 @@
+"""The request bodies of LM Studio's native API."""

@@ -1,0 +1,61 @@
+"""LM Studio's older native routes, /api/v0: models with metadata, and OpenAI's endpoints with statistics."""
+
+import orjson
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from ..handlers.chat import ChatHandler
+from ..handlers.completion import CompletionHandler
+from ..handlers.embedding import EmbeddingHandler
+from ..handlers.lmstudio.models import NativeModelsHandler
+from ..handlers.lmstudio.v0 import StatisticsHandler
+from ..handlers.services import Services
+from ..principal import principal_of
+from ..protocol.chat import ChatCompletionBody
+from ..protocol.completion import CompletionBody
+from ..protocol.embedding import EmbeddingBody
+from ..sse import EventStream, until_disconnect
+from .bodies import json_response, read_body
+
+
+def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
+    """The routes, over the given services."""
+    router = APIRouter(prefix="/api/v0")
+    models = NativeModelsHandler(services)
+    statistics = StatisticsHandler(services)
+    chat, completion, embedding = ChatHandler(services), CompletionHandler(services), EmbeddingHandler(services)
+
+    @router.get("/models", response_model=None)
+    async def list_models() -> dict[str, object]:
+        return await models.list_v0()
+
+    @router.get("/models/{model_id:path}", response_model=None)
+    async def retrieve_model(model_id: str) -> dict[str, object]:
+        return await models.entry_v0(model_id)
+
+    @router.post("/chat/completions", response_model=None)
+    async def create_chat_completion(request: Request) -> Response:
+        body = await read_body(request, ChatCompletionBody, max_body_bytes)
+        turn = await chat.prepare(body, principal_of(request.headers))
+        if body.stream:
+            return EventStream(statistics.stream(chat.events(turn, body), turn.generation))
+        answer = await until_disconnect(request.receive, chat.answer(turn, body))
+        return json_response(orjson.dumps(statistics.complete(answer, turn.generation)))
+
+    @router.post("/completions", response_model=None)
+    async def create_completion(request: Request) -> Response:
+        body = await read_body(request, CompletionBody, max_body_bytes)
+        prepared = await completion.prepare(body, principal_of(request.headers))
+        if body.stream:
+            return EventStream(statistics.stream(completion.events(prepared), prepared.generation))
+        answer = await until_disconnect(request.receive, completion.answer(prepared))
+        return json_response(orjson.dumps(statistics.complete(answer, prepared.generation)))
+
+    @router.post("/embeddings", response_model=None)
+    async def create_embeddings(request: Request) -> Response:
+        body = await read_body(request, EmbeddingBody, max_body_bytes)
+        answer = embedding.answer(body, principal_of(request.headers))
+        return json_response(await until_disconnect(request.receive, answer))
+
+    return router
