@@ -10,6 +10,7 @@ from .metrics import Metrics
 from .routes.anthropic import anthropic_router
 from .routes.chat import chat_router
 from .routes.completions import completions_router
+from .routes.conversations import conversations_router
 from .routes.embeddings import embeddings_router
 from .routes.envelope import Envelope
 from .routes.lmstudio import lmstudio_router
@@ -18,6 +19,8 @@ from .routes.models import models_router
 from .routes.rerank import rerank_router
 from .routes.responses import responses_router
 from .routes.status import status_router
+from .routes.stored_chat import stored_chat_router
+from .routes.stored_responses import stored_responses_router
 from .routes.tokenize import tokenize_router
 from .shelf.lifecycle import Lifecycle
 from .shelf.registry import Registry
@@ -47,6 +50,7 @@ def create_app(
     app.include_router(anthropic_router(services, max_body_bytes=max_body_bytes))
     app.include_router(chat_router(services, max_body_bytes=max_body_bytes))
     app.include_router(completions_router(services, max_body_bytes=max_body_bytes))
+    app.include_router(conversations_router(services, max_body_bytes=max_body_bytes))
     app.include_router(embeddings_router(services, max_body_bytes=max_body_bytes))
     app.include_router(rerank_router(services, max_body_bytes=max_body_bytes))
     app.include_router(tokenize_router(services, max_body_bytes=max_body_bytes))
@@ -55,6 +59,8 @@ def create_app(
     app.include_router(models_router(services))
     app.include_router(responses_router(services, max_body_bytes=max_body_bytes))
     app.include_router(status_router(services))
+    app.include_router(stored_chat_router(services, max_body_bytes=max_body_bytes))
+    app.include_router(stored_responses_router(services))
     errors.install(app)
     app.add_middleware(Envelope, metrics=services.metrics)
     return app

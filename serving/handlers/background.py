@@ -51,8 +51,11 @@ class ResponseSource(Protocol):
         """The stream's events, numbered from 0.
 
         The last one is response.completed, response.incomplete or response.failed and carries the whole response.
-        Closing the generator ends the work in the engine.
         """
+        ...
+
+    async def close(self) -> None:
+        """End the work, which may have begun before anybody reads events; may be called more than once."""
         ...
 
 
@@ -154,6 +157,7 @@ class ResponseRun:
             _log.exception("response %s failed", self.response["id"])
             last = self._last_event("failed", _BROKEN)
         self._is_finishing = True
+        await self._source.close()
         await self._keep(last)
         self.recording.append(last)
         self.recording.end()

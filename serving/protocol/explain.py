@@ -91,7 +91,7 @@ def _explain(detail: ErrorDetails) -> Problem:
     if kind == "finite_number":
         return Problem(f"Invalid {where}: {value} is not a finite number. Send one.", "invalid_value", param)
     wanted = _TYPE_NAMES.get(kind.partition("_")[0])
-    if wanted and kind.endswith(("_type", "_from_float")):
+    if wanted and kind.endswith(("_type", "_from_float", "_parsing")):
         got = _JSON_NAMES.get(type(value), "something else")
         return Problem(
             f"Invalid type for {where}: expected {wanted}, but got {got} ({preview(value)}).", "invalid_type", param

@@ -37,15 +37,26 @@ class Page:
     has_more: bool
     """Further ones follow in the list's order."""
 
-    def to_json(self) -> Json:
-        """OpenAI's list object."""
+    def to_json(self, items: list[Json] | None = None) -> Json:
+        """OpenAI's list object, with other forms of the items if they are given."""
         return {
             "object": "list",
-            "data": self.items,
+            "data": self.items if items is None else items,
             "first_id": self.items[0]["id"] if self.items else None,
             "last_id": self.items[-1]["id"] if self.items else None,
             "has_more": self.has_more,
         }
+
+
+def page_of(items: list[Json], *, after: str | None, limit: int, order: Order) -> Page | None:
+    """Some of `items`; None: none of them has the id `after`."""
+    ordered = items if order == "asc" else items[::-1]
+    if after is not None:
+        ids = [item["id"] for item in ordered]
+        if after not in ids:
+            return None
+        ordered = ordered[ids.index(after) + 1 :]
+    return Page(ordered[:limit], len(ordered) > limit)
 
 
 def put(

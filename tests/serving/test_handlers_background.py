@@ -62,7 +62,10 @@ class Source:
             yield event("response.output_item.done", item=item)
             yield event("response.completed", response=running | {"status": "completed", "output": [item]})
         finally:
-            self.closed = True
+            await self.close()
+
+    async def close(self) -> None:
+        self.closed = True
 
 
 @asynccontextmanager
@@ -178,8 +181,10 @@ async def test_cancelling_ends_the_work_and_every_stream() -> None:
 
 async def test_it_may_be_cancelled_before_it_begins() -> None:
     async with opened() as runs:
-        run = await runs.start(Source(), ME, store=True, background=True)
+        source = Source()
+        run = await runs.start(source, ME, store=True, background=True)
         assert (await run.cancel())["status"] == "cancelled"
+        assert source.closed
         assert (await runs.store.responses.get(ME, "resp_1"))["status"] == "cancelled"
 
 
