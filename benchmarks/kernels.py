@@ -18,7 +18,6 @@ import torch
 
 from penstock.kernels.attention import AttentionBatch, paged_attention
 from penstock.kernels.attention_reference import attend_reference
-from penstock.kernels.cache_write import empty_kv_cache
 
 NUM_LAYERS = 4
 
@@ -108,10 +107,10 @@ def measure(workload: Workload, arguments: argparse.Namespace) -> Measurement:
         block_size,
         device,
     )
-    caches = [
-        tuple(empty_kv_cache(num_blocks, num_kv_heads, block_size, head_dim, dtype, device).normal_() for _ in "kv")
-        for _ in range(NUM_LAYERS)
-    ]
+    # The caches of all layers side by side in each block, as in the server.
+    shape = (num_blocks, NUM_LAYERS, 2, num_kv_heads, block_size, head_dim)
+    storage = torch.empty(shape, dtype=dtype, device=device).normal_()
+    caches = [(storage[:, layer, 0], storage[:, layer, 1]) for layer in range(NUM_LAYERS)]
     num_tokens = slots.size
     query = torch.randn(num_tokens, arguments.heads, head_dim, dtype=dtype, device=device)
     key, value = (torch.randn(num_tokens, num_kv_heads, head_dim, dtype=dtype, device=device) for _ in "kv")

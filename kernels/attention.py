@@ -34,7 +34,8 @@ def paged_attention(
         query: [T, H, D], positions already applied; H a multiple of K.
         key: [T, K, D], likewise.
         value: [T, K, Dv].
-        key_cache: [B, K, S, D], from `empty_kv_cache`; written in place.
+        key_cache: [B, K, S, D]; written in place. Each [K, S, D] is contiguous, and on a CPU the distance between two
+            blocks is a multiple of S * D.
         value_cache: [B, K, S, Dv], likewise.
         batch: the step's rows.
         scale: factor of the scores.

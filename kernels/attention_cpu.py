@@ -13,7 +13,7 @@ import torch
 
 from .attention_batch import AttentionBatch
 from .attention_cpu_plan import Bucket, LayerKind, Plan, make_plan
-from .cache_write import clear_rows, write_rows
+from .cache_write import as_pages, clear_rows, pages_per_block, write_rows
 from .checks import check_attention
 
 
@@ -32,7 +32,16 @@ def attend(
     """`paged_attention` for CPU tensors; same arguments, same result."""
     num_tokens, num_heads, head_dim = query.shape
     _, num_kv_heads, value_head_dim = value.shape
-    kind = LayerKind(num_heads, num_kv_heads, head_dim, value_head_dim, key_cache.dtype, sliding_window)
+    kind = LayerKind(
+        num_heads,
+        num_kv_heads,
+        head_dim,
+        value_head_dim,
+        key_cache.dtype,
+        sliding_window,
+        pages_per_block(key_cache),
+        pages_per_block(value_cache),
+    )
     plan: Plan | None = batch.plans.get(kind)
     if plan is None:
         num_slots = len(batch.host.slot_mapping)
@@ -41,15 +50,14 @@ def attend(
 
     if plan.stored_tokens is not None:
         key, value = key[plan.stored_tokens], value[plan.stored_tokens]
-    write_rows(key, key_cache, plan.write_rows)
-    write_rows(value, value_cache, plan.write_rows)
-    if plan.clear_rows is not None:  # one decode step in S; 4 microseconds a cache, 34 if 32 rows begin a block at once
-        clear_rows(key_cache, plan.clear_rows)
-        clear_rows(value_cache, plan.clear_rows)
+    key_pages, value_pages = as_pages(key_cache), as_pages(value_cache)  # [pages, S * D]
+    write_rows(key, key_pages, plan.key_rows.stored)
+    write_rows(value, value_pages, plan.value_rows.stored)
+    # One decode step in S clears slots; 4 microseconds a cache, 34 if 32 rows begin a block at once.
+    if plan.key_rows.cleared is not None and plan.value_rows.cleared is not None:
+        clear_rows(key_pages, head_dim, plan.key_rows.cleared)
+        clear_rows(value_pages, value_head_dim, plan.value_rows.cleared)
 
-    page_shape = (-1, batch.block_size * head_dim)
-    value_page_shape = (-1, batch.block_size * value_head_dim)
-    key_pages, value_pages = key_cache.view(page_shape), value_cache.view(value_page_shape)  # [B * K, S * D]
     scaled = query * scale
     output = query.new_empty(num_tokens, num_heads, value_head_dim)
     for bucket in plan.buckets:
@@ -77,7 +85,7 @@ def _attend_bucket(
     rows = query[tokens] if isinstance(tokens, slice) else query.index_select(0, tokens)  # [U * q, H, D]
     if length > 1:
         rows = rows.view(units, length, num_kv_heads, group, head_dim).permute(0, 2, 3, 1, 4)  # [U, K, G, q, D]
-    torch.index_select(key_pages, 0, bucket.pages, out=bucket.key_pages)
+    torch.index_select(key_pages, 0, bucket.key_index, out=bucket.key_pages)
     scores = torch.bmm(rows.reshape(*matrices, head_dim), bucket.keys_t)  # [U * K, G * q, C]
     if softcap is not None:
         scores.div_(softcap).tanh_().mul_(softcap)
@@ -85,7 +93,7 @@ def _attend_bucket(
         masked_keys = bucket.mask.shape[3]
         scores.view(units, num_heads, length, -1)[..., -masked_keys:].add_(bucket.mask)
     weights = torch.softmax(scores, dim=-1)
-    torch.index_select(value_pages, 0, bucket.pages, out=bucket.value_pages)
+    torch.index_select(value_pages, 0, bucket.value_index, out=bucket.value_pages)
 
     if length == 1 and sinks is None and isinstance(tokens, slice):
         torch.bmm(weights, bucket.values, out=output[tokens].view(*matrices, value_head_dim))

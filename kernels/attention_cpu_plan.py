@@ -41,6 +41,9 @@ class LayerKind(NamedTuple):
     value_head_dim: int
     dtype: torch.dtype
     sliding_window: int | None
+    key_block_pages: int
+    """`pages_per_block` of the keys' cache."""
+    value_block_pages: int
 
 
 @dataclass(slots=True)
@@ -51,7 +54,8 @@ class Bucket:
     unit_len: int
     tokens: slice | torch.Tensor
     """The units' U * q packed tokens: a slice where they lie in a row, else [U * q] int64."""
-    pages: torch.Tensor  # [U * K * n] int64: pages of a cache seen as [B * K, S * D]
+    key_index: torch.Tensor  # [U * K * n] int64: rows of the keys' cache seen as pages
+    value_index: torch.Tensor  # [U * K * n] int64: the same for the values; the same tensor if they lie alike
     mask: torch.Tensor | None
     """[U, 1, q, at most C]: 0 or -inf, added to the scores of the last keys; earlier ones are seen. None: all are."""
     key_pages: torch.Tensor  # [U * K * n, S * D]
@@ -60,15 +64,23 @@ class Bucket:
     values: torch.Tensor  # [U * K, C, Dv]: `value_pages` as matrices
 
 
+@dataclass(frozen=True, slots=True)
+class CacheRows:
+    """Where the step writes into one cache, see `cache_rows`."""
+
+    stored: torch.Tensor  # [stored tokens * K] int64
+    cleared: torch.Tensor | None
+    """[cleared slots * K] int64; None: the step begins no block that it does not fill."""
+
+
 @dataclass(slots=True)
 class Plan:
     """How layers of one kind attend in one step."""
 
     stored_tokens: torch.Tensor | None
     """[at most T] int64: the tokens to store in the cache; None: all."""
-    write_rows: torch.Tensor  # [stored tokens * K] int64, see `cache_rows`
-    clear_rows: torch.Tensor | None
-    """[cleared slots * K] int64, see `cache_rows`; None: the step begins no block that it does not fill."""
+    key_rows: CacheRows
+    value_rows: CacheRows
     buckets: list[Bucket]
 
 
@@ -89,7 +101,16 @@ def make_plan(batch: AttentionBatch, kind: LayerKind) -> Plan:
     slots = batch.host.slot_mapping
     stored = slots >= 0
     stored_tokens = None if stored.all() else torch.from_numpy(np.flatnonzero(stored))
-    write_rows = cache_rows(torch.from_numpy(slots[stored]), kind.num_kv_heads, batch.block_size)
+    stored_slots, cleared_slots = torch.from_numpy(slots[stored]), _cleared_slots(batch)
+
+    def rows(block_pages: int) -> CacheRows:
+        def at(slots: torch.Tensor) -> torch.Tensor:
+            return cache_rows(slots, kind.num_kv_heads, batch.block_size, block_pages)
+
+        return CacheRows(at(stored_slots), None if cleared_slots is None else at(cleared_slots))
+
+    key_rows = rows(kind.key_block_pages)
+    value_rows = key_rows if kind.value_block_pages == kind.key_block_pages else rows(kind.value_block_pages)
 
     units = _cut(batch, kind.sliding_window)
     groups = [units.take(indices) for indices in _group(units, batch.block_size, kind)]
@@ -100,11 +121,11 @@ def make_plan(batch: AttentionBatch, kind: LayerKind) -> Plan:
     same = kind.value_head_dim == kind.head_dim
     values = keys if same else torch.empty(page_tokens * kind.value_head_dim, dtype=kind.dtype)
     buckets = [_bucket(group, batch, kind, keys, values) for group in groups]
-    return Plan(stored_tokens, write_rows, _clear_rows(batch, kind.num_kv_heads), buckets)
+    return Plan(stored_tokens, key_rows, value_rows, buckets)
 
 
-def _clear_rows(batch: AttentionBatch, num_kv_heads: int) -> torch.Tensor | None:
-    """Rows of the cache behind the last token of each request whose last block the step begins and does not fill."""
+def _cleared_slots(batch: AttentionBatch) -> torch.Tensor | None:
+    """Slots behind the last token of each request whose last block the step begins and does not fill."""
     host, block_size = batch.host, batch.block_size
     used = host.seq_lens % block_size  # [R] tokens in the last block; 0: it is full
     begun = (used > 0) & (used <= np.diff(host.query_start_loc))
@@ -115,8 +136,7 @@ def _clear_rows(batch: AttentionBatch, num_kv_heads: int) -> torch.Tensor | None
     if not len(used):
         return None
     offset = np.arange(block_size)
-    slots = (first_slots[:, None] + offset)[offset >= used[:, None]]
-    return cache_rows(torch.from_numpy(slots), num_kv_heads, block_size)
+    return torch.from_numpy((first_slots[:, None] + offset)[offset >= used[:, None]])
 
 
 def _cut(batch: AttentionBatch, sliding_window: int | None) -> _Units:
@@ -178,7 +198,13 @@ def _bucket(units: _Units, batch: AttentionBatch, kind: LayerKind, keys: torch.T
     block = np.minimum(first_block + np.arange(num_blocks), first_block + units.num_blocks[:, None] - 1)  # [U, n]
     block_ids = batch.host.block_table[units.row[:, None], block].astype(np.int64)
     heads = np.arange(kind.num_kv_heads)[:, None]
-    pages = block_ids[:, None, :] * kind.num_kv_heads + heads  # [U, K, n]
+
+    def index(block_pages: int) -> torch.Tensor:
+        return torch.from_numpy((block_ids[:, None, :] * block_pages + heads).ravel())  # [U * K * n]
+
+    key_index = index(kind.key_block_pages)
+    alike = kind.value_block_pages == kind.key_block_pages
+    num_pages = len(key_index)
 
     # Whole blocks, although the mask hides the end of the last one: the matrix product would copy a part of them first.
     num_keys = num_blocks * batch.block_size
@@ -186,9 +212,9 @@ def _bucket(units: _Units, batch: AttentionBatch, kind: LayerKind, keys: torch.T
     positions = units.position[:, None] + token_in_unit  # [U, q]
 
     def gathered(scratch: torch.Tensor, head_dim: int) -> tuple[torch.Tensor, torch.Tensor]:
-        used = scratch[: pages.size * batch.block_size * head_dim]
+        used = scratch[: num_pages * batch.block_size * head_dim]
         matrices = used.view(num_units * kind.num_kv_heads, num_keys, head_dim)
-        return used.view(pages.size, batch.block_size * head_dim), matrices
+        return used.view(num_pages, batch.block_size * head_dim), matrices
 
     key_pages, key_matrices = gathered(keys, kind.head_dim)
     value_pages, value_matrices = gathered(values, kind.value_head_dim)
@@ -196,7 +222,8 @@ def _bucket(units: _Units, batch: AttentionBatch, kind: LayerKind, keys: torch.T
         num_units=num_units,
         unit_len=unit_len,
         tokens=_as_slice((units.token[:, None] + token_in_unit).ravel()),
-        pages=torch.from_numpy(pages.ravel()),
+        key_index=key_index,
+        value_index=key_index if alike else index(kind.value_block_pages),
         mask=_mask(positions, key_positions, kind),
         key_pages=key_pages,
         keys_t=key_matrices.transpose(1, 2),

@@ -3,11 +3,12 @@
 A model calls the registered attention function with its layer's queries, keys and values only. Where those keys go and
 which ones a query may see belongs to the step, so the runner puts it here around the call of the model. This is the one
 module global of the engine: keyword arguments would have to come through the code of every model, and not all pass on
-what they do not know.
+what they do not know. It belongs to a thread: one may try out a model that is being loaded while another serves.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -121,26 +122,26 @@ class Trial:
         return output[0].transpose(0, 1).contiguous()  # [T, H, Dv]
 
 
-_current: ForwardContext | None = None
+_current: ContextVar[ForwardContext] = ContextVar("forward_context")
 
 
 def current_context() -> ForwardContext:
-    """The context of the forward pass that is running.
+    """The context of the forward pass that is running in this thread.
 
     Raises:
         RuntimeError: no forward pass is running: the model was called by something else than the runner.
     """
-    if _current is None:
+    context = _current.get(None)
+    if context is None:
         raise RuntimeError("paged attention was called outside of a runner's forward pass")
-    return _current
+    return context
 
 
 @contextmanager
 def forward_context(context: ForwardContext) -> Iterator[None]:
     """Make `context` the current one for the duration of a forward pass."""
-    global _current
-    previous, _current = _current, context
+    token = _current.set(context)
     try:
         yield
     finally:
-        _current = previous
+        _current.reset(token)

@@ -1,5 +1,6 @@
 """What the machine offers: which device, how many threads, how large a step, how much memory for the KV cache."""
 
+import ctypes
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +15,17 @@ _GPU_STEP_TOKENS = 8192
 _CPU_MEMORY_SHARE = 0.25  # the rest of the machine belongs to the weights and to other programs
 _GPU_MEMORY_SHARE = 0.9
 _CPU_MAX_KV_BYTES = 2 << 30  # writing more at the start would take seconds
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def resolve(config: EngineConfig) -> EngineConfig:
-    """A copy of the configuration with every automatic value but the KV memory filled in; sets the thread count."""
+    """A copy of the configuration with every automatic value but the KV memory filled in."""
     name = config.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     step_tokens = config.max_num_batched_tokens or (_GPU_STEP_TOKENS if name == "cuda" else _CPU_STEP_TOKENS)
     # torch's own number is what OMP_NUM_THREADS says, if it is set.
     num_threads = config.num_threads or min(torch.get_num_threads(), _num_usable_cores())
-    torch.set_num_threads(num_threads)
     return replace(
         config,
         device=name,
@@ -34,26 +35,54 @@ def resolve(config: EngineConfig) -> EngineConfig:
     )
 
 
-def memory_for_kv_cache(config: EngineConfig) -> int:
-    """Bytes that the KV caches of all models may take, after the weights are loaded."""
+def memory_for_kv_cache(config: EngineConfig, keep_free: int) -> int:
+    """Bytes that the KV memory of all models may take, if `keep_free` bytes are wanted for more weights."""
+    free, total = available_memory(config.device) - keep_free, total_memory(config.device)
     if config.device == "cuda":
-        free, total = torch.cuda.mem_get_info()
         return max(0, int(free - (1 - _GPU_MEMORY_SHARE) * total))
-    return min(int(_CPU_MEMORY_SHARE * _available_memory()), _CPU_MAX_KV_BYTES)
+    return max(0, min(int(_CPU_MEMORY_SHARE * free), _CPU_MAX_KV_BYTES))
 
 
-def _available_memory() -> int:
-    """Bytes a program may still take: what the kernel estimates, within the container's limit if there is one."""
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    meminfo, limit, usage = (
-        Path(path) for path in ("/proc/meminfo", "/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")
-    )
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        available = int(fields["MemAvailable"].split()[0]) * 1024
+def available_memory(device: str) -> int:
+    """Bytes of the device that are still free; on a CPU what the kernel and the container's limit allow."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[0]
+    available = _meminfo("MemAvailable")
+    limit, usage = _CGROUP / "memory.max", _CGROUP / "memory.current"
     if limit.exists() and (text := limit.read_text().strip()) != "max":
-        available = min(available, max(0, int(text) - int(usage.read_text())))
+        # Files that were read count as used until somebody needs the memory.
+        stat = dict(line.split() for line in (_CGROUP / "memory.stat").read_text().splitlines())
+        used = int(usage.read_text()) - int(stat.get("inactive_file", 0))
+        available = min(available, max(0, int(text) - used))
     return available
+
+
+def total_memory(device: str) -> int:
+    """Bytes of the device, or of the container if it may take fewer."""
+    if device == "cuda":
+        return torch.cuda.mem_get_info()[1]
+    limit = _CGROUP / "memory.max"
+    total = _meminfo("MemTotal")
+    if limit.exists() and (text := limit.read_text().strip()) != "max":
+        total = min(total, int(text))
+    return total
+
+
+def return_memory(device: str) -> None:
+    """Give memory that was freed back to the system, for other programs and for `available_memory` to see."""
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):  # glibc keeps what it could reuse, which after a model are gigabytes
+        libc.malloc_trim(0)
+
+
+def _meminfo(name: str) -> int:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.exists():
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return int(fields[name].split()[0]) * 1024
 
 
 def _num_usable_cores() -> int:

@@ -6,17 +6,17 @@ the one that stamps timings. The device worker drives it in a process of its own
 
 import logging
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from . import device
-from .config import EngineConfig, ModelKind, ModelSpec
-from .embedding import EmbeddingRunner
+from .config import EngineConfig
 from .encoder import EncoderRunner
 from .errors import ModelLoadError, RequestError, UnknownModelError
 from .grammar import Grammar, GrammarCompiler, invalid_grammar
+from .kv_arena import KVArena
 from .kv_cache import KVCacheManager
 from .messages import (
     Embed,
@@ -33,7 +33,6 @@ from .policy import EmbeddingJob
 from .request import Request
 from .runner import GenerationRunner
 from .scheduler import EmbeddingLane, GenerationLane, Scheduler
-from .scoring import ScoringRunner
 
 logger = logging.getLogger(__name__)
 
@@ -41,10 +40,16 @@ _STEP_FAILED = JobError(
     "The model failed while computing this request; the server's log says why.", code="internal_error", status=500
 )
 
-_ENCODERS: dict[ModelKind, type[EncoderRunner]] = {"embed": EmbeddingRunner, "score": ScoringRunner}
+Runner = GenerationRunner | EncoderRunner
 
-Progress = Callable[[str, float], None]
-"""Called with what is going on and how much of it is done, 0 to 1."""
+
+@dataclass(frozen=True, slots=True)
+class KVMemory:
+    """The memory for keys and values that all generation models share."""
+
+    storage: torch.Tensor  # [bytes] uint8
+    arena: KVArena
+    """Which model holds which part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,67 +67,82 @@ class Engine:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = device.resolve(config)
+        torch.set_num_threads(self.config.num_threads)
         self.scheduler = Scheduler(
             max_num_seqs=self.config.max_num_seqs, max_num_batched_tokens=self.config.max_num_batched_tokens
         )
         self._generation: dict[str, GenerationRunner] = {}
         self._embedding: dict[str, EncoderRunner] = {}
-        self._embedding_results: dict[
-            str, np.ndarray
-        ] = {}  # request id -> [num inputs, dim], filled over several steps
+        self._kv_memory: KVMemory | None = None
+        """None while no generation model is resident."""
+        self._embedding_results: dict[str, np.ndarray] = {}
+        """[num inputs, dim] by request id, filled over several steps."""
 
     # ------------------------------------------------------------------------------------------------------ models
 
-    def load(self, spec: ModelSpec, progress: Progress = lambda stage, fraction: None) -> None:
-        """Load one model's weights. It serves after `allocate`, which divides the memory among all that are loaded.
+    def install(self, runner: Runner, *, keep_free: int = 0) -> None:
+        """Serve a model that `load_runner` has loaded; cheap, so that it may be done between two steps.
+
+        Args:
+            runner: the model.
+            keep_free: bytes of memory that other models will want; the first generation model takes the KV memory of
+                all, and leaves them.
 
         Raises:
-            ModelLoadError: with the reason.
+            ModelLoadError: its name is taken, or the KV memory does not hold one block of it.
         """
-        if spec.name in self._generation or spec.name in self._embedding:
-            raise ModelLoadError(f"there is already a model with the name {spec.name}")
-        if spec.kind == "generate":
-            self._generation[spec.name] = GenerationRunner.load(spec, self.config, progress)
+        name = runner.name
+        if self.is_resident(name):
+            raise ModelLoadError(f"there is already a model with the name {name}")
+        if isinstance(runner, GenerationRunner):
+            kv = self._share_kv_memory(runner, keep_free)
+            self._generation[name] = runner
+            self.scheduler.generation_lanes[name] = GenerationLane(name, kv, runner.max_model_len)
         else:
-            runner = _ENCODERS[spec.kind].load(spec, self.config, progress)
-            self._embedding[spec.name] = runner
-            self.scheduler.embedding_lanes[spec.name] = EmbeddingLane(spec.name, runner.max_model_len)
+            self._embedding[name] = runner
+            self.scheduler.embedding_lanes[name] = EmbeddingLane(name, runner.max_model_len)
 
-    def allocate(self) -> dict[str, str]:
-        """Give every generation model its KV blocks, equal shares of memory, and run each once to warm it up.
-
-        Returns:
-            The models that could not be given any, which are dropped, each with the reason.
-        """
-        failures = {}
-        if self._generation:
-            memory = self.config.kv_cache_memory or device.memory_for_kv_cache(self.config)
-            share = memory // len(self._generation)
-            for name in list(self._generation):
-                try:
-                    self._allocate(name, share)
-                except ModelLoadError as error:
-                    failures[name] = str(error)
-                except Exception as error:  # no memory, a kernel that does not compile: the other models go on
-                    logger.exception("%s could not be given its KV cache", name)
-                    failures[name] = f"{type(error).__name__}: {error}"
-                if name in failures:
-                    del self._generation[name]
-        return failures
-
-    def _allocate(self, name: str, memory: int) -> None:
-        runner = self._generation[name]
-        useful_blocks = self.config.max_num_seqs * -(-runner.max_model_len // self.config.block_size)
-        num_blocks = min(memory // runner.kv_bytes_per_block, useful_blocks)
-        if num_blocks < 1:
+    def _share_kv_memory(self, runner: GenerationRunner, keep_free: int) -> KVCacheManager:
+        """Let the model keep its keys and values in the memory that all share; the first one has it allocated."""
+        memory = self._kv_memory
+        size = runner.kv_bytes_per_block
+        if memory is not None:
+            num_bytes = memory.arena.num_bytes
+        else:
+            num_bytes = self.config.kv_cache_memory or device.memory_for_kv_cache(self.config, keep_free)
+        if num_bytes < size:
             raise ModelLoadError(
-                f"one KV block of {name} takes {runner.kv_bytes_per_block} bytes, but its share of the KV cache "
-                f"memory is {memory}; raise kv_cache_memory"
+                f"one KV block of {runner.name} takes {size} bytes, but the KV cache memory is {num_bytes}; "
+                "raise kv_cache_memory"
             )
-        runner.allocate_kv_cache(num_blocks)
-        runner.warm_up()
-        kv = KVCacheManager(num_blocks, self.config.block_size, enable_prefix_caching=self.config.enable_prefix_caching)
-        self.scheduler.generation_lanes[name] = GenerationLane(name, kv, runner.max_model_len)
+        if memory is None:
+            # Written in full on purpose: memory that the kernel zeroes at its first use made steps 250 ms longer.
+            storage = torch.zeros(num_bytes, dtype=torch.uint8, device=runner.device)
+            memory = self._kv_memory = KVMemory(storage, KVArena.for_blocks(num_bytes, size))
+        runner.use_kv_memory(memory.storage)
+        return KVCacheManager(
+            memory.arena, size, self.config.block_size, enable_prefix_caching=self.config.enable_prefix_caching
+        )
+
+    def is_resident(self, name: str) -> bool:
+        """Whether a model of that name is installed."""
+        return name in self._generation or name in self._embedding
+
+    def has_jobs(self, name: str) -> bool:
+        """Whether any job of a resident model is not finished."""
+        return self.scheduler.has_jobs(name)
+
+    def remove(self, name: str) -> None:
+        """Give the memory of a resident model back, which has no jobs; the KV memory too, after the last that used it.
+
+        The memory is free once the caller holds no other reference to the runner.
+        """
+        self.scheduler.remove(name)
+        self._embedding.pop(name, None)
+        self._generation.pop(name, None)
+        if not self._generation:
+            self._kv_memory = None
+        device.return_memory(self.config.device)
 
     def describe(self, name: str) -> ModelReady:
         """What the front needs to know about a loaded model."""

@@ -5,7 +5,8 @@
     │   ├── ContextLengthError    prompt and output cannot fit the model's context or the KV cache
     │   └── UnknownModelError     no resident model has that name
     ├── ModelLoadError        a model cannot be loaded; the worker goes on without it
-    │   └── UnsupportedModelError its architecture would give wrong answers here
+    │   ├── UnsupportedModelError its architecture would give wrong answers here
+    │   └── ModelMemoryError      it would fit if other models were unloaded
     └── EngineDeadError       the device worker is gone; nothing can be served until it is back
 
 Messages say the value, the limit and the remedy, since they reach the client unchanged.
@@ -52,6 +53,10 @@ class ModelLoadError(PenstockError):
 
 class UnsupportedModelError(ModelLoadError):
     """The architecture would silently give wrong answers in a packed, paged batch."""
+
+
+class ModelMemoryError(ModelLoadError):
+    """A model does not fit into the memory that is free, but would if other models were unloaded."""
 
 
 class EngineDeadError(PenstockError):

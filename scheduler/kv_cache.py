@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from .block_pool import BlockPool
+from .kv_arena import KVArena
 from .prefix_cache import PrefixCache, extend_block_hashes
 from .request import BlockId, Request
 
@@ -10,15 +11,18 @@ from .request import BlockId, Request
 class KVCacheManager:
     """Block tables of one model's requests over a `BlockPool` and a `PrefixCache`; never touches a tensor."""
 
-    def __init__(self, num_blocks: int, block_size: int, *, enable_prefix_caching: bool = True) -> None:
+    def __init__(
+        self, arena: KVArena, block_bytes: int, block_size: int, *, enable_prefix_caching: bool = True
+    ) -> None:
+        """A block of this model takes `block_bytes` of the arena and holds `block_size` tokens."""
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
-        self.pool = BlockPool(num_blocks)
         self.prefix_cache = PrefixCache()
+        self.pool = BlockPool(arena, block_bytes, self.prefix_cache.forget)
 
     @property
     def capacity(self) -> int:
-        """Tokens that fit when one request holds every block."""
+        """Tokens that fit when one request holds every block, and so the whole arena."""
         return self.pool.num_blocks * self.block_size
 
     def num_blocks_for(self, num_tokens: int) -> int:
@@ -40,7 +44,7 @@ class KVCacheManager:
         """Whether all tokens of a waiting request fit, given the cached blocks that it would share."""
         num_new = self.num_blocks_for(request.num_tokens) - len(cached)
         num_cached_free = sum(map(self.pool.is_free, cached))
-        return num_new <= self.pool.num_free - num_cached_free
+        return self.pool.can_take(num_new + num_cached_free)
 
     def admit(self, request: Request, cached: Sequence[BlockId]) -> None:
         """Give a waiting request its cached blocks and new ones for the rest of its tokens; `can_admit` was true.
@@ -60,7 +64,7 @@ class KVCacheManager:
 
     def can_grow(self, request: Request) -> bool:
         """Whether a running request's newest token has a block, or one is free for it."""
-        return self.num_blocks_for(request.num_tokens) - len(request.block_ids) <= self.pool.num_free
+        return self.pool.can_take(self.num_blocks_for(request.num_tokens) - len(request.block_ids))
 
     def grow(self, request: Request) -> None:
         """Give a running request the blocks its newest tokens need; `can_grow` was true."""
@@ -89,8 +93,14 @@ class KVCacheManager:
         request.block_ids = []
         request.num_computed_tokens = 0
 
+    def slabs_of(self, request: Request) -> set[int]:
+        """The arena's slabs that the request keeps from other models."""
+        return {slab for block_id in request.block_ids for slab in self.pool.slabs_of(block_id)}
+
+    def close(self) -> None:
+        """Give all memory back because the model is unloaded; no request holds any."""
+        self.pool.close()
+        self.prefix_cache.clear()
+
     def _take(self, request: Request, num_blocks: int) -> None:
-        taken = self.pool.take(num_blocks)
-        for block_id in taken:
-            self.prefix_cache.forget(block_id)
-        request.block_ids += taken
+        request.block_ids += self.pool.take(num_blocks)

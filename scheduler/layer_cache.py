@@ -1,11 +1,16 @@
-"""The paged keys and values of each layer of a model: how large they are, and the memory for them."""
+"""Where the keys and values of each layer of a model lie in the memory that all models share.
 
+That memory, the arena, is one tensor of bytes. Block b of a model is its bytes [b * n, (b + 1) * n), n being the bytes
+of a block, and holds the keys and values of all the model's layers, one layer after the other. So whatever sizes the
+layers of different models have, a block is one run of memory that can go from one model to another, and each layer's
+cache is a strided view [B, K, S, D] of the same bytes.
+"""
+
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-
-from penstock.kernels.cache_write import empty_kv_cache
 
 # K kv heads, D head dim (Dv of the values), B blocks, S block size
 
@@ -33,15 +38,45 @@ class LayerCache:
     value: torch.Tensor  # [B, K, S, Dv]
 
 
-def allocate_caches(
-    shapes: Mapping[int, LayerShape], num_blocks: int, block_size: int, device: torch.device
-) -> dict[int, LayerCache]:
-    """Zero-filled caches of `num_blocks` blocks for every layer, by layer index."""
+def bytes_per_block(shapes: Mapping[int, LayerShape], block_size: int) -> int:
+    """Bytes of one block over all layers.
 
-    def empty(shape: LayerShape, head_dim: int) -> torch.Tensor:
-        return empty_kv_cache(num_blocks, shape.num_kv_heads, block_size, head_dim, shape.dtype, device)
+    A multiple of the bytes of every page, one head of one block in one layer, because the CPU's attention counts the
+    distance between blocks in pages. All pages of most models have one size, and then nothing is added.
+    """
+    page_bytes = {
+        block_size * head_dim * shape.dtype.itemsize
+        for shape in shapes.values()
+        for head_dim in (shape.head_dim, shape.value_head_dim)
+    }
+    unit = math.lcm(*page_bytes)
+    needed = block_size * sum(shape.bytes_per_token for shape in shapes.values())
+    return -(-needed // unit) * unit
+
+
+def view_caches(arena: torch.Tensor, shapes: Mapping[int, LayerShape], block_size: int) -> dict[int, LayerCache]:
+    """The cache of every layer, by layer index, as views of `arena`, a flat tensor of bytes.
+
+    Raises:
+        ValueError: not even one block fits.
+    """
+    block_bytes = bytes_per_block(shapes, block_size)
+    num_blocks = arena.numel() // block_bytes
+    if num_blocks < 1:
+        raise ValueError(f"one block takes {block_bytes} bytes, but the KV memory has {arena.numel()}")
+    offset = 0
+
+    def view(shape: LayerShape, head_dim: int) -> torch.Tensor:
+        nonlocal offset
+        size, page = shape.dtype.itemsize, block_size * head_dim  # bytes, elements
+        cache = arena[: num_blocks * block_bytes].view(shape.dtype)
+        start = offset // size
+        offset += shape.num_kv_heads * page * size
+        return cache.as_strided(
+            (num_blocks, shape.num_kv_heads, block_size, head_dim), (block_bytes // size, page, head_dim, 1), start
+        )
 
     return {
-        layer_idx: LayerCache(empty(shape, shape.head_dim), empty(shape, shape.value_head_dim))
+        layer_idx: LayerCache(view(shape, shape.head_dim), view(shape, shape.value_head_dim))
         for layer_idx, shape in shapes.items()
     }

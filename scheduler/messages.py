@@ -107,7 +107,7 @@ class ModelReady:
     max_model_len: int
     vocab_size: int
     num_kv_blocks: int
-    """0 for all but generation models."""
+    """What it can have if no other model holds any of the shared KV memory; 0 for all but generation models."""
     block_size: int
     max_num_seqs: int
     embedding_dim: int
@@ -214,6 +214,7 @@ class ModelStats:
     num_running: int
     num_waiting: int
     kv_blocks_total: int
+    """What it can have if no other model holds any of the shared KV memory."""
     kv_blocks_used: int
     """Held by running requests; blocks that only the prefix cache remembers count as free."""
     prefix_cache_queries: int

@@ -15,7 +15,7 @@ from .config import EngineConfig, ModelSpec
 from .context import PagedContext, Trial, forward_context
 from .errors import ModelLoadError, PenstockError
 from .grammar import GrammarCompiler
-from .layer_cache import LayerCache, LayerShape, allocate_caches
+from .layer_cache import LayerCache, LayerShape, bytes_per_block, view_caches
 from .masks import MaskFiller
 from .models import self_check
 from .models.admission import PROVEN
@@ -94,23 +94,28 @@ class GenerationRunner:
             expected = None if proven else self_check.single_logits(model)
             runner = cls(spec, model, max_model_len, _probe_shapes(model), config.block_size)
             speed_up(model, lambda done: progress("packing weights", _READING_SHARE + done * (1 - _READING_SHARE)))
+            # A little memory of its own to try the model out in; `use_kv_memory` follows when it is to serve.
+            runner.use_kv_memory(
+                torch.zeros(self_check.NUM_BLOCKS * runner.kv_bytes_per_block, dtype=torch.uint8, device=device)
+            )
             if expected is not None:
-                runner.allocate_kv_cache(self_check.NUM_BLOCKS)
                 self_check.check_packed(model, runner._caches, config.block_size, expected)
+            runner.warm_up()
         return runner
 
     @property
     def kv_bytes_per_block(self) -> int:
         """Bytes of one KV block over all layers."""
-        return self._block_size * sum(shape.bytes_per_token for shape in self._shapes.values())
+        return bytes_per_block(self._shapes, self._block_size)
 
-    def allocate_kv_cache(self, num_blocks: int) -> None:
-        """Make room for `num_blocks` blocks in every layer; what an earlier cache held is gone."""
-        self._caches = {}  # free the old one first
-        self._caches = allocate_caches(self._shapes, num_blocks, self._block_size, self.device)
+    def use_kv_memory(self, memory: torch.Tensor) -> None:
+        """Keep keys and values in `memory` from now on, a flat tensor of bytes with room for at least one block."""
+        self._caches = view_caches(memory, self._shapes, self._block_size)
 
     def warm_up(self) -> None:
         """Run a small prompt and one decode step the way `execute` does; overwrites block 0.
+
+        The first steps are slow: libraries prepare themselves, and a GPU's kernels are compiled.
 
         Raises:
             ModelLoadError: not every layer came through the paged attention exactly once.
@@ -176,7 +181,7 @@ def _model_code(name: str) -> Iterator[None]:
     """Turns whatever a model's own code raises while it is tried out into a `ModelLoadError`."""
     try:
         yield
-    except PenstockError:
+    except (PenstockError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # the code is a stranger's: any error at all means that the model does not run here
         raise ModelLoadError(f"{name} fails in its first forward pass: {type(error).__name__}: {error}") from error

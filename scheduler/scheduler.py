@@ -5,6 +5,11 @@ if it is generating, many if it is new or was preempted. A step has a token budg
 come first, so that running streams keep their pace. What is left goes to prompts and to texts to embed, each in the
 policy's order and half of it to each while both wait: the texts of a whole archive hold up no chat, nor chats them.
 Chunked prefill, prefix-cache hits, preemption and resumption are this arithmetic.
+
+All models share the KV memory, so they share one order too. Why nothing waits for ever: (1) The first running request
+of all models is scheduled before any other and may preempt all of them; then every slab but its own is free or idle,
+and `add` made sure that it fits alone. So every step computes something of it, and it ends. (2) No waiting request
+overtakes an earlier one that lacks blocks, of whatever model; so the running ones become fewer until it fits.
 """
 
 from dataclasses import dataclass, field
@@ -58,8 +63,8 @@ class _Step:
         self.rows: dict[str, list[ScheduledRow]] = {}
         self.inputs: dict[str, list[EmbeddingInput]] = {}
         self.scheduled: set[str] = set()
-        self.blocked: set[str] = set()
-        """Models that ran out of blocks in this step: nothing of theirs is admitted any more."""
+        self.out_of_blocks = False
+        """A running request found no free block in this step: nothing is admitted any more."""
 
     @property
     def room(self) -> int:
@@ -169,6 +174,20 @@ class Scheduler:
         """Take an embedding job out."""
         self.cancel(job.request_id)
 
+    def has_jobs(self, model: str) -> bool:
+        """Whether any job of one model waits or runs."""
+        lane = self.generation_lanes.get(model)
+        if lane is not None:
+            return bool(lane.running or lane.waiting)
+        return bool(self.embedding_lanes[model].unfinished)
+
+    def remove(self, model: str) -> None:
+        """Take a model out that has no jobs; its KV memory is free for the others."""
+        assert not self.has_jobs(model)
+        self.embedding_lanes.pop(model, None)
+        if lane := self.generation_lanes.pop(model, None):
+            lane.kv.close()
+
     @property
     def has_work(self) -> bool:
         """Whether any job waits or runs."""
@@ -191,12 +210,11 @@ class Scheduler:
     def schedule(self) -> StepPlan:
         """Decide what the next step computes; the blocks for it are taken and shared when this returns."""
         step = _Step(self.max_num_batched_tokens)
-        for lane in self.generation_lanes.values():
-            self._schedule_running(step, lane, single_token=True)
+        running = self._running_in_order()
+        self._schedule_running(step, running, single_token=True)
         if any(lane.waiting for lane in self.embedding_lanes.values()):
             step.reserved = step.room // 2
-        for lane in self.generation_lanes.values():
-            self._schedule_running(step, lane, single_token=False)
+        self._schedule_running(step, running, single_token=False)
         self._admit_waiting(step)
         step.reserved = 0
         self._schedule_texts(step)
@@ -209,9 +227,21 @@ class Scheduler:
         lane.num_prompt_tokens += max(0, min(row.end, prompt_end) - row.start)
         row.request.num_computed_tokens = row.end
 
-    def _schedule_running(self, step: _Step, lane: GenerationLane, *, single_token: bool) -> None:
-        """Rows for running requests, the policy's first ones first; `single_token` selects those that need just one."""
-        for request in sorted(lane.running.values(), key=lane.waiting.key):
+    def _running_in_order(self) -> list[tuple[GenerationLane, Request]]:
+        """The running requests of all models, the policy's first ones first."""
+        running = [
+            (lane.waiting.key(request), lane, request)
+            for lane in self.generation_lanes.values()
+            for request in lane.running.values()
+        ]
+        running.sort(key=lambda entry: entry[0])
+        return [(lane, request) for _, lane, request in running]
+
+    def _schedule_running(
+        self, step: _Step, running: list[tuple[GenerationLane, Request]], *, single_token: bool
+    ) -> None:
+        """Rows for running requests; `single_token` selects those that need just one."""
+        for lane, request in running:
             if step.room == 0:
                 return
             num_missing = request.num_tokens - request.num_computed_tokens
@@ -226,24 +256,34 @@ class Scheduler:
         """Preempt later requests until the newest tokens of `request` have blocks; False if it must wait a step.
 
         Requests already in this step are left alone. The policy's first running request never waits: either all its
-        tokens got their blocks at admission, or it may preempt every other one, and admission made sure that it fits
-        alone. So every step makes progress.
+        tokens got their blocks at admission, or it may preempt every other one, and `add` made sure that it fits alone.
         """
         while not lane.kv.can_grow(request):
-            step.blocked.add(lane.model)
-            key = lane.waiting.key(request)
-            victim = choose_victim(
-                (
-                    other
-                    for other in lane.running.values()
-                    if other.request_id not in step.scheduled and lane.waiting.key(other) > key
-                ),
-                lane.waiting,
-            )
+            step.out_of_blocks = True
+            victim = self._find_victim(step, lane, request)
             if victim is None:
                 return False
-            self._preempt(lane, victim)
+            self._preempt(self.generation_lanes[victim.model], victim)
         return True
+
+    def _find_victim(self, step: _Step, lane: GenerationLane, request: Request) -> Request | None:
+        """The request that would run last among those whose blocks `request` could come to use; None: there is none.
+
+        A request of another model gives its blocks in vain unless a slab becomes idle by it, now or together with those
+        that would have to follow.
+        """
+        key = lane.waiting.key(request)
+        candidates: list[Request] = []
+        for other_lane in self.generation_lanes.values():
+            later: list[Request] = []
+            kept: set[int] = set()  # slabs that stay with the other model whoever gives way
+            for other in other_lane.running.values():
+                if other.request_id not in step.scheduled and other_lane.waiting.key(other) > key:
+                    later.append(other)
+                elif other_lane is not lane:
+                    kept |= other_lane.kv.slabs_of(other)
+            candidates += [other for other in later if other_lane is lane or other_lane.kv.slabs_of(other) - kept]
+        return choose_victim(candidates, lane.waiting)
 
     def _preempt(self, lane: GenerationLane, request: Request) -> None:
         """Take a running request's blocks and queue it again; what it computed is found or computed again later."""
@@ -255,15 +295,11 @@ class Scheduler:
         lane.waiting.push(request)
 
     def _admit_waiting(self, step: _Step) -> None:
-        """Start waiting requests of all models in the policy's order, until room, seats or blocks are gone.
-
-        A model whose first request lacks blocks waits alone.
-        """
-        lanes = [lane for lane in self.generation_lanes.values() if lane.waiting and lane.model not in step.blocked]
-        while lanes and step.room > 0 and self.num_running < self.max_num_seqs:
-            lane = min(lanes, key=lambda lane: lane.waiting.key(lane.waiting.peek()))
-            if not self._admit(step, lane) or not lane.waiting:
-                lanes.remove(lane)
+        """Start waiting requests of all models in the policy's order, until room, seats or blocks are gone."""
+        while step.room > 0 and self.num_running < self.max_num_seqs and not step.out_of_blocks:
+            lanes = [lane for lane in self.generation_lanes.values() if lane.waiting]
+            if not lanes or not self._admit(step, min(lanes, key=lambda lane: lane.waiting.key(lane.waiting.peek()))):
+                return
 
     def _admit(self, step: _Step, lane: GenerationLane) -> bool:
         """Start the lane's first waiting request; False if it has to wait for blocks."""

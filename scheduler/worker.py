@@ -2,11 +2,13 @@
 
     python -m penstock.scheduler.worker CONFIG_JSON
 
-A single thread does everything. With no work it sleeps in poll and uses no processor time; with work it looks for
-messages between steps without waiting. It ends on SIGTERM, or when its standard input closes, which happens when the
+One thread does everything but the loading of models, which has its own (`loader`) and hands its news over between two
+steps. With no work the thread sleeps in poll and uses no processor time; with work it looks for messages between steps
+without waiting. It ends on SIGTERM, or when its standard input closes, which happens when the
 process that started it is gone.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -18,9 +20,10 @@ from types import FrameType
 import zmq
 
 from .config import ModelSpec, WorkerConfig
-from .engine import Engine, StepResult
+from .engine import Engine, Runner, StepResult
 from .errors import ModelLoadError, RequestError, UnknownModelError
 from .launch import load_config
+from .loader import ModelLoader
 from .messages import (
     Cancel,
     DownMessage,
@@ -28,12 +31,15 @@ from .messages import (
     EmbeddingOutput,
     Hello,
     JobError,
+    Load,
     ModelFailed,
     ModelLoading,
     ModelReady,
+    ModelUnloaded,
     RequestOutput,
     StepOutputs,
     Submit,
+    Unload,
     WorkerReady,
     decode,
     encode,
@@ -59,45 +65,76 @@ class Worker:
         self._poller.register(self._socket, zmq.POLLIN)
         self._poller.register(sys.stdin.fileno(), zmq.POLLIN)
         self._poller.register(signals, zmq.POLLIN)
+        self._news, news_writer = os.pipe()
+        os.set_blocking(news_writer, False)
+        self._poller.register(self._news, zmq.POLLIN)
+        self._loader = ModelLoader(self.engine.config, lambda: _wake(news_writer))
         self._clients: set[bytes] = set()
         self._client_of: dict[str, bytes] = {}  # request id -> API process
         self._model_states: dict[str, ModelLoading | ModelReady | ModelFailed] = {}
-        self._ready = False
+        self._starting = {spec.name for spec in config.models}
+        """Models of the start list that are neither ready nor failed."""
 
     # ------------------------------------------------------------------------------------------------------ models
 
     def load_models(self) -> None:
-        """Load everything of the configuration, telling whoever listens how far it is."""
+        """Begin to load everything of the configuration, one after the other."""
         for spec in self.config.models:
+            self._load(spec)
+
+    def _load(self, spec: ModelSpec) -> None:
+        """Begin to load a model, unless it is on its way already."""
+        # Beside running streams the loader leaves them processors.
+        num_threads = self.engine.config.num_threads
+        if self.engine.has_work:
+            num_threads = max(1, num_threads // 2)
+        if self._loader.load(spec, num_threads=num_threads):
             self._announce(ModelLoading(spec.name, "waiting", 0.0))
-        loaded = [spec.name for spec in self.config.models if self._load(spec)]
-        failures = self.engine.allocate()
-        for name in loaded:
-            failed = name in failures
-            self._announce(ModelFailed(name, failures[name]) if failed else self.engine.describe(name))
-        self._ready = True
-        self._send_to_all(lambda client: WorkerReady())
 
-    def _load(self, spec: ModelSpec) -> bool:
-        def progress(stage: str, fraction: float) -> None:
-            self._announce(ModelLoading(spec.name, stage, fraction))
+    def _unload(self, client: bytes, name: str) -> None:
+        """Give a model's memory back, or say that it is still in use."""
+        if self.engine.is_resident(name):
+            if self.engine.has_jobs(name):
+                self._send(client, self.engine.describe(name))
+                return
+            self.engine.remove(name)
+        self._loader.cancel(name)
+        self._model_states.pop(name, None)
+        self._end_start(name)
+        self._send_to_all(lambda client: ModelUnloaded(name))
 
+    def _take_news(self) -> None:
+        """Install what the loader has finished, and tell how far it is with the rest."""
+        os.read(self._news, 4096)
+        for news in self._loader.take_news():
+            if isinstance(news, ModelLoading):
+                self._announce(news)
+                continue
+            state = news if isinstance(news, ModelFailed) else self._install(news)
+            self._announce(state)
+            self._end_start(state.name)
+
+    def _install(self, runner: Runner) -> ModelReady | ModelFailed:
         try:
-            self.engine.load(spec, progress)
+            self.engine.install(runner, keep_free=self._loader.wanted_bytes)
         except ModelLoadError as error:
-            self._announce(ModelFailed(spec.name, str(error)))
-        except Exception as error:  # a broken checkpoint must not take the other models down
-            logger.exception("loading %s failed", spec.name)
-            self._announce(ModelFailed(spec.name, f"{type(error).__name__}: {error}"))
-        else:
-            return True
-        return False
+            return ModelFailed(runner.name, str(error))
+        except (MemoryError, RuntimeError) as error:  # PyTorch's own, of which not all are out-of-memory errors
+            logger.exception("%s could not be installed", runner.name)
+            return ModelFailed(runner.name, f"{type(error).__name__}: {error}", code="out_of_memory")
+        return self.engine.describe(runner.name)
 
     def _announce(self, state: ModelLoading | ModelReady | ModelFailed) -> None:
-        """Tell every API process, the ones that have just arrived included, and remember it for later ones."""
+        """Tell every API process, and remember it for later ones."""
         self._model_states[state.name] = state
-        self._receive()
         self._send_to_all(lambda client: state)
+
+    def _end_start(self, name: str) -> None:
+        """Tell when the last model of the start list is ready, failed or unloaded."""
+        if name in self._starting:
+            self._starting.remove(name)
+            if not self._starting:
+                self._send_to_all(lambda client: WorkerReady())
 
     # -------------------------------------------------------------------------------------------------------- loop
 
@@ -109,6 +146,8 @@ class Worker:
                 logger.info("the process that started this worker is gone: ending")
                 return
             self._receive()
+            if self._news in events:
+                self._take_news()
             if self.engine.has_work:
                 self._publish(self.engine.step())
 
@@ -131,6 +170,13 @@ class Worker:
                     self._submit(client, message)
                 case Cancel():
                     self._cancel([id for id in message.request_ids if self._client_of.get(id) == client])
+                case Load():
+                    if self.engine.is_resident(message.spec.name):
+                        self._send(client, self.engine.describe(message.spec.name))
+                    else:
+                        self._load(message.spec)
+                case Unload():
+                    self._unload(client, message.name)
                 case _:
                     logger.warning("dropped a %s: it is for API processes", type(message).__name__)
 
@@ -138,7 +184,7 @@ class Worker:
         self._clients.add(client)
         for state in self._model_states.values():
             self._send(client, state)
-        if self._ready:
+        if not self._starting:
             self._send(client, WorkerReady())
 
     def _submit(self, client: bytes, job: Submit | Embed) -> None:
@@ -198,6 +244,12 @@ class Worker:
                 raise
             return False
         return True
+
+
+def _wake(pipe: int) -> None:
+    """Make the pipe's other end readable."""
+    with contextlib.suppress(BlockingIOError):  # it is full, and so readable
+        os.write(pipe, b"\0")
 
 
 def main() -> None:

@@ -75,11 +75,12 @@ def choose_dtype(spec: ModelSpec, config: PreTrainedConfig, device: torch.device
     if spec.dtype != "auto":
         return _DTYPES[spec.dtype]
     if device.type == "cpu":
-        return torch.bfloat16 if _cpu_has_fast_bfloat16() else torch.float32
+        return torch.bfloat16 if cpu_has_fast_bfloat16() else torch.float32
     return config.dtype if isinstance(config.dtype, torch.dtype) else torch.bfloat16
 
 
-def _cpu_has_fast_bfloat16() -> bool:
+def cpu_has_fast_bfloat16() -> bool:
+    """Whether the CPU has instructions that multiply bfloat16."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 

@@ -8,7 +8,6 @@ import torch
 
 from penstock.kernels.attention import AttentionBatch
 from penstock.kernels.attention_reference import attend_reference
-from penstock.kernels.cache_write import empty_kv_cache
 
 BLOCK_SIZE = 16
 SPARE_BLOCKS = 3
@@ -75,14 +74,22 @@ def make_inputs(case: Case, device: str = "cpu") -> Inputs:
     total = len(slot_mapping)
     caches = []
     for dim in (head_dim, value_head_dim):
-        cache = empty_kv_cache(sum(num_blocks) + SPARE_BLOCKS, num_kv_heads, BLOCK_SIZE, dim, case.dtype, device)
-        caches.append(cache.copy_(normal(*cache.shape)))
+        cache = normal(sum(num_blocks) + SPARE_BLOCKS, num_kv_heads, BLOCK_SIZE, dim)
+        caches.append(among_layers(cache.to(device, case.dtype)))
     # Heads first and transposed, as models hand them over.
     query = normal(num_heads, total, head_dim).to(device, case.dtype).transpose(0, 1)
     key = normal(num_kv_heads, total, head_dim).to(device, case.dtype).transpose(0, 1)
     value = normal(num_kv_heads, total, value_head_dim).to(device, case.dtype).transpose(0, 1)
     sinks = normal(num_heads).to(device) if case.sinks else None
     return Inputs(query, key, value, caches[0], caches[1], batch, sinks)
+
+
+def among_layers(cache: torch.Tensor) -> torch.Tensor:
+    """The same cache [B, K, S, D] as a view, with pages of other layers between its blocks; their numbers are NaN."""
+    block, page = cache[0], cache[0, :1]
+    around = torch.full_like(torch.cat((page, block, page, page)), torch.nan).repeat(cache.shape[0], 1, 1, 1)
+    view = around[:, 1 : 1 + block.shape[0]]
+    return view.copy_(cache)
 
 
 def run(attend: Callable[..., torch.Tensor], case: Case, device: str = "cpu") -> tuple[torch.Tensor, Inputs]:

@@ -80,10 +80,10 @@ def test_only_the_end_of_a_block_that_the_step_begins_is_cleared(
     rows = zip(first_blocks, seq_lens, query_lens, strict=False)
     slots = np.concatenate([first * BLOCK_SIZE + np.arange(end - count, end) for first, end, count in rows])
     batch = AttentionBatch.build(tables, seq_lens, query_lens, slots, BLOCK_SIZE, "cpu")
-    plan = make_plan(batch, LayerKind(1, 1, 8, 8, torch.float32, None))
-    assert (plan.clear_rows is None) == (not cleared)
-    if plan.clear_rows is not None:
-        assert plan.clear_rows.tolist() == cleared
+    plan = make_plan(batch, LayerKind(1, 1, 8, 8, torch.float32, None, 1, 1))
+    assert (plan.key_rows.cleared is None) == (not cleared)
+    if plan.key_rows.cleared is not None:
+        assert plan.key_rows.cleared.tolist() == cleared
 
 
 def test_layers_of_one_kind_share_a_plan() -> None:
@@ -98,7 +98,7 @@ def _buckets(seq_lens: list[int], query_lens: list[int], window: int | None = No
     tables = [list(range(-(-length // BLOCK_SIZE))) for length in seq_lens]
     slots = np.arange(sum(query_lens), dtype=np.int64)
     batch = AttentionBatch.build(tables, seq_lens, query_lens, slots, BLOCK_SIZE, "cpu")
-    plan = make_plan(batch, LayerKind(9, 3, 64, 64, torch.float32, window))
+    plan = make_plan(batch, LayerKind(9, 3, 64, 64, torch.float32, window, 3, 3))
     return [(bucket.num_units, bucket.unit_len, bucket.keys_t.shape[2]) for bucket in plan.buckets]
 
 

@@ -9,7 +9,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from penstock.scheduler.context import Trial, forward_context
 from penstock.scheduler.errors import ModelLoadError, UnsupportedModelError
-from penstock.scheduler.layer_cache import allocate_caches
+from penstock.scheduler.layer_cache import bytes_per_block, view_caches
 from penstock.scheduler.models import self_check
 from penstock.scheduler.models.admission import PROVEN, check_config, resolve_max_model_len
 from penstock.scheduler.models.attention import ATTENTION_NAME, paged_attention_forward, register
@@ -55,7 +55,8 @@ def test_proven_type_is_proven(model_type: str, dtype: torch.dtype) -> None:
         model(input_ids=torch.zeros(1, 2, dtype=torch.int64), use_cache=False)
     shapes = {call.layer_idx: call.shape for call in trial.calls}
     assert sorted(shapes) == list(range(config.num_hidden_layers))
-    caches = allocate_caches(shapes, self_check.NUM_BLOCKS, BLOCK_SIZE, torch.device("cpu"))
+    memory = torch.zeros(self_check.NUM_BLOCKS * bytes_per_block(shapes, BLOCK_SIZE), dtype=torch.uint8)
+    caches = view_caches(memory, shapes, BLOCK_SIZE)
     speed_up(model, lambda done: None)
     self_check.check_packed(model, caches, BLOCK_SIZE, expected)
 

@@ -10,7 +10,8 @@ from tiny_models import EOS_ID, make_tiny
 
 from penstock.scheduler.config import EngineConfig, ModelSpec
 from penstock.scheduler.engine import Engine
-from penstock.scheduler.errors import ContextLengthError, RequestError, UnknownModelError
+from penstock.scheduler.errors import ContextLengthError, ModelLoadError, RequestError, UnknownModelError
+from penstock.scheduler.loader import load_runner
 from penstock.scheduler.messages import Embed, Submit
 from penstock.scheduler.plan import GenerationBatch, SampledToken
 from penstock.scheduler.sampling_params import SamplingParams
@@ -164,9 +165,11 @@ def mixed(folder: Path) -> Engine:
     engine = Engine(
         EngineConfig(device="cpu", num_threads=1, kv_cache_memory=16 << 20, max_num_batched_tokens=32, max_num_seqs=8)
     )
-    engine.load(ModelSpec("m", str(folder), "generate", dtype="float32"))
-    engine.load(ModelSpec("e", str(minilm_folder()), "embed", dtype="float32"))
-    assert engine.allocate() == {}
+    for spec in (
+        ModelSpec("m", str(folder), "generate", dtype="float32"),
+        ModelSpec("e", str(minilm_folder()), "embed", dtype="float32"),
+    ):
+        engine.install(load_runner(spec, engine.config))
     return engine
 
 
@@ -227,7 +230,7 @@ def test_an_embedding_step_that_fails_ends_its_jobs_alone(mixed: Engine, monkeyp
 
 def test_a_model_without_memory_for_one_block_fails_alone(folder: Path) -> None:
     engine = Engine(EngineConfig(device="cpu", num_threads=1, kv_cache_memory=100))
-    engine.load(ModelSpec("m", str(folder), "generate"))
-    assert "raise kv_cache_memory" in engine.allocate()["m"]
+    with pytest.raises(ModelLoadError, match="raise kv_cache_memory"):
+        engine.install(load_runner(ModelSpec("m", str(folder), "generate"), engine.config))
     with pytest.raises(UnknownModelError):
         engine.add(make_job(PROMPT))

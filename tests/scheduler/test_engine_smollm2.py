@@ -8,6 +8,7 @@ from starter_models import smollm2_folder
 from tokenizers import Tokenizer
 
 from penstock.scheduler.engine import Engine
+from penstock.scheduler.kv_arena import KVArena
 from penstock.scheduler.kv_cache import KVCacheManager
 
 TEXTS = [
@@ -81,7 +82,7 @@ def test_prompts_cut_into_sevens_with_blocks_for_few(
     monkeypatch.setattr(scheduler, "max_num_seqs", 6)
     lane = scheduler.generation_lanes["m"]
     num_preemptions = lane.num_preemptions
-    monkeypatch.setattr(lane, "kv", KVCacheManager(7, engine.config.block_size))
+    monkeypatch.setattr(lane, "kv", KVCacheManager(KVArena(7, slab_bytes=7), 1, engine.config.block_size))
     short = [index for index, prompt in enumerate(prompts) if len(prompt) <= 30]
     outputs = run(engine, [make_job(prompts[index], max_tokens=12) for index in short])
     assert outputs == [expected[index] for index in short]

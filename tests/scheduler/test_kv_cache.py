@@ -1,9 +1,16 @@
 """What requests reuse, take and give back, block by block."""
 
+from penstock.scheduler.kv_arena import KVArena
 from penstock.scheduler.kv_cache import KVCacheManager
 from penstock.scheduler.messages import Submit
 from penstock.scheduler.request import Request
 from penstock.scheduler.sampling_params import SamplingParams
+
+
+def make_kv(num_blocks: int, *, enable_prefix_caching: bool = True) -> KVCacheManager:
+    """An arena of one slab for one model, with blocks of 4 tokens."""
+    arena = KVArena(num_blocks, slab_bytes=num_blocks)
+    return KVCacheManager(arena, 1, 4, enable_prefix_caching=enable_prefix_caching)
 
 
 def make_request(tokens: list[int], *, request_id: str = "r", salt: str = "") -> Request:
@@ -21,7 +28,7 @@ def run_through(kv: KVCacheManager, request: Request) -> None:
 
 
 def test_a_second_request_shares_the_full_blocks_of_the_first() -> None:
-    kv = KVCacheManager(8, 4)
+    kv = make_kv(8)
     first, second = make_request([*range(10)]), make_request([*range(8), 50, 51])
     run_through(kv, first)
     assert first.block_ids == [0, 1, 2]
@@ -33,27 +40,27 @@ def test_a_second_request_shares_the_full_blocks_of_the_first() -> None:
 
 
 def test_at_least_one_token_is_left_to_compute() -> None:
-    kv = KVCacheManager(8, 4)
+    kv = make_kv(8)
     run_through(kv, make_request([*range(8)]))
     again = make_request([*range(8)])
     assert kv.find_cached(again) == [0]
 
 
 def test_equal_blocks_behind_different_prefixes_are_not_shared() -> None:
-    kv = KVCacheManager(8, 4)
+    kv = make_kv(8)
     run_through(kv, make_request([1, 1, 1, 1, 5, 6, 7, 8, 9]))
     assert kv.find_cached(make_request([2, 2, 2, 2, 5, 6, 7, 8, 9])) == []
 
 
 def test_another_salt_finds_nothing() -> None:
-    kv = KVCacheManager(8, 4)
+    kv = make_kv(8)
     run_through(kv, make_request([*range(9)], salt="alice" * 30))
     assert kv.find_cached(make_request([*range(9)], salt="alice" * 30 + "!")) == []
     assert kv.find_cached(make_request([*range(9)], salt="alice" * 30)) == [0, 1]
 
 
 def test_released_blocks_stay_known_until_they_are_taken() -> None:
-    kv = KVCacheManager(4, 4)
+    kv = make_kv(4)
     first = make_request([*range(10)])
     run_through(kv, first)
     kv.release(first)
@@ -64,7 +71,7 @@ def test_released_blocks_stay_known_until_they_are_taken() -> None:
 
 
 def test_cached_free_blocks_are_not_counted_twice_at_admission() -> None:
-    kv = KVCacheManager(3, 4)
+    kv = make_kv(3)
     first = make_request([*range(8)])
     run_through(kv, first)
     kv.release(first)
@@ -75,14 +82,14 @@ def test_cached_free_blocks_are_not_counted_twice_at_admission() -> None:
 
 
 def test_switched_off_nothing_is_found() -> None:
-    kv = KVCacheManager(8, 4, enable_prefix_caching=False)
+    kv = make_kv(8, enable_prefix_caching=False)
     run_through(kv, make_request([*range(9)]))
     assert kv.find_cached(make_request([*range(9)])) == []
     assert len(kv.prefix_cache) == 0
 
 
 def test_a_running_request_grows_block_by_block() -> None:
-    kv = KVCacheManager(2, 4)
+    kv = make_kv(2)
     request = make_request([1, 2, 3, 4])
     run_through(kv, request)
     request.token_ids.append(5)

@@ -25,8 +25,7 @@ def load(folder: Path, **fields: object) -> GenerationRunner:
     spec = ModelSpec(name="tiny", path=str(folder), kind="generate", dtype="float32")
     spec = ModelSpec(**{**{name: getattr(spec, name) for name in spec.__slots__}, **fields})
     runner = GenerationRunner.load(spec, CONFIG, lambda stage, fraction: None)
-    runner.allocate_kv_cache(NUM_BLOCKS)
-    runner.warm_up()
+    runner.use_kv_memory(torch.zeros(NUM_BLOCKS * runner.kv_bytes_per_block, dtype=torch.uint8))
     return runner
 
 

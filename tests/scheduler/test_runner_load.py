@@ -101,7 +101,7 @@ def test_error_of_the_models_own_code_is_a_load_error(tmp_path: Path, monkeypatc
 def test_dtype(
     wanted: DtypeName, device: str, native: bool, expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("penstock.scheduler.models.load._cpu_has_fast_bfloat16", lambda: native)
+    monkeypatch.setattr("penstock.scheduler.models.load.cpu_has_fast_bfloat16", lambda: native)
     config = tiny_config("llama", dtype=torch.float16)
     spec = ModelSpec("tiny", "", "generate", dtype=wanted)
     assert choose_dtype(spec, config, torch.device(device)) == expected
@@ -140,6 +140,6 @@ def test_trusted_code_is_tried_out(folder_with_code: Path) -> None:
 def test_warm_up_misses_a_layer(tmp_path: Path) -> None:
     runner = load(make_tiny("llama", tmp_path))
     runner._shapes[3] = runner._shapes[0]  # as if a fourth layer had gone around the paged attention
-    runner.allocate_kv_cache(2)
+    runner.use_kv_memory(torch.zeros(2 * runner.kv_bytes_per_block, dtype=torch.uint8))
     with pytest.raises(ModelLoadError, match=r"attended in layers \[0, 1, 2\], but the model has \[0, 1, 2, 3\]"):
         runner.warm_up()

@@ -18,6 +18,7 @@ from transformers import (
 from penstock.scheduler.config import EngineConfig, ModelSpec
 from penstock.scheduler.engine import Engine
 from penstock.scheduler.errors import RequestError, UnsupportedModelError
+from penstock.scheduler.loader import load_runner
 from penstock.scheduler.messages import Embed
 from penstock.scheduler.scoring import ScoringRunner
 
@@ -102,8 +103,7 @@ def test_models_with_several_labels_are_refused(tmp_path):
 def test_engine_scores_pairs_over_several_steps(tmp_path):
     make_model("bert", tmp_path)
     engine = Engine(EngineConfig(device="cpu", num_threads=1, max_num_seqs=8, max_num_batched_tokens=64))
-    engine.load(ModelSpec("s", str(tmp_path), "score"))
-    assert not engine.allocate()
+    engine.install(load_runner(ModelSpec("s", str(tmp_path), "score"), engine.config))
     ready = engine.describe("s")
     assert (ready.kind, ready.embedding_dim, ready.num_kv_blocks) == ("score", 1, 0)
     inputs, starts = encode_pairs(tmp_path, random_pairs(12))

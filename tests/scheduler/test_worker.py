@@ -1,6 +1,8 @@
 """The device worker as a real process: its messages, its ends, and jobs of several API processes at once."""
 
+import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -20,12 +22,16 @@ from penstock.scheduler.messages import (
     Cancel,
     Embed,
     Hello,
+    Load,
     Message,
     ModelFailed,
+    ModelLoading,
     ModelReady,
+    ModelUnloaded,
     RequestOutput,
     StepOutputs,
     Submit,
+    Unload,
     WorkerReady,
     decode,
     encode,
@@ -63,11 +69,19 @@ class Client:
             messages.append(self.receive())
         return messages
 
+    def state_of(self, model: str) -> ModelReady | ModelFailed | ModelUnloaded:
+        """The model's next state that is not on the way to another."""
+        while True:
+            message = self.receive()
+            if isinstance(message, ModelReady | ModelFailed | ModelUnloaded) and message.name == model:
+                return message
+
     def outputs_until_end(self, request_id: str) -> list[RequestOutput]:
         outputs: list[RequestOutput] = []
         while not outputs or outputs[-1].finish_reason is None:
             message = self.receive()
-            assert isinstance(message, StepOutputs)
+            if not isinstance(message, StepOutputs):
+                continue
             outputs += [output for output in message.outputs if output.request_id == request_id]
         return outputs
 
@@ -92,6 +106,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny("qwen3", tmp_path_factory.mktemp("qwen3"), seed=1)
+
+
+@pytest.fixture(scope="module")
 def worker(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerProcess]:
     config = WorkerConfig(
         address=f"ipc://{tmp_path_factory.mktemp('socket') / 'worker.sock'}",
@@ -103,9 +122,9 @@ def worker(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[W
     process.stop()
 
 
-def greedy(request_id: str, max_tokens: int = 8) -> Submit:
+def greedy(request_id: str, max_tokens: int = 8, model: str = "m") -> Submit:
     params = SamplingParams(max_tokens=max_tokens, seed=0, temperature=0.0, ignore_eos=max_tokens > 8)
-    return Submit(request_id, "m", PROMPT, params, time.time())
+    return Submit(request_id, model, PROMPT, params, time.time())
 
 
 def test_the_configuration_survives_the_command_line(worker: WorkerProcess) -> None:
@@ -230,3 +249,91 @@ def test_embeddings_come_back_as_bytes_in_order(connect: Connect, tmp_path: Path
                 np.testing.assert_allclose(vectors["all"][index], single, atol=1e-5)
     finally:
         process.stop()
+
+
+def test_a_model_loads_beside_a_stream_which_goes_on_token_by_token(
+    connect: Connect, worker: WorkerProcess, folder: Path, other: Path
+) -> None:
+    client = connect(worker.config.address)
+    client.until_ready()
+    client.send(greedy("stream", max_tokens=400))
+    client.send(Load(ModelSpec("other", str(other), "generate", "float32")))
+    client.send(Load(ModelSpec("other", str(other), "generate", "float32")))  # on its way already
+    tokens: list[int] = []
+    states: list[Message] = []
+    while not (states and isinstance(states[-1], ModelReady)):
+        message = client.receive()
+        if isinstance(message, StepOutputs):
+            tokens += [token for output in message.outputs for token in output.token_ids]
+        else:
+            states.append(message)
+    assert all(isinstance(state, ModelLoading) for state in states[:-1])
+    assert {state.stage for state in states[:-1] if isinstance(state, ModelLoading)} >= {"waiting", "reading weights"}
+    client.send(greedy("new", model="other"))
+    new = client.outputs_until_end("new")
+    assert [token for output in new for token in output.token_ids] == Oracle(other).greedy(PROMPT, 8)
+    client.send(Cancel(["stream"]))
+    assert len(tokens) > 1
+    expected = Oracle(folder).greedy(PROMPT, 400)  # ends at an end token, which the stream ignores
+    assert tokens[: len(expected)] == expected[: len(tokens)]
+    client.send(Load(ModelSpec("other", str(other), "generate", "float32")))
+    assert isinstance(client.state_of("other"), ModelReady)  # at once: it is resident
+    client.send(Unload("other"))
+    assert client.state_of("other") == ModelUnloaded("other")
+
+
+def test_a_model_with_jobs_stays_and_one_without_goes_and_comes_back(
+    connect: Connect, worker: WorkerProcess, other: Path
+) -> None:
+    client = connect(worker.config.address)
+    client.until_ready()
+    spec = ModelSpec("guest", str(other), "generate", "float32")
+    for _ in range(2):
+        client.send(Load(spec))
+        assert isinstance(client.state_of("guest"), ModelReady)
+        client.send(greedy("guest-job", max_tokens=300, model="guest"))
+        client.send(Unload("guest"))
+        assert isinstance(client.state_of("guest"), ModelReady)
+        client.send(Cancel(["guest-job"]))
+        client.send(Unload("guest"))
+        assert client.state_of("guest") == ModelUnloaded("guest")
+    client.send(greedy("late", model="guest"))
+    (late,) = client.outputs_until_end("late")
+    assert late.error is not None
+    assert (late.error.code, late.error.status) == ("model_not_found", 404)
+    client.send(Unload("guest"))  # is gone already
+    assert client.state_of("guest") == ModelUnloaded("guest")
+
+
+def test_a_model_is_forgotten_on_its_way_and_can_be_asked_for_again(
+    connect: Connect, worker: WorkerProcess, other: Path
+) -> None:
+    client = connect(worker.config.address)
+    client.until_ready()
+    spec = ModelSpec("whim", str(other), "generate", "float32")
+    client.send(Load(ModelSpec("first", str(other), "generate", "float32")))
+    client.send(Load(spec))
+    client.send(Unload("whim"))  # waits for the first
+    client.send(Unload("first"))  # is being loaded
+    assert client.state_of("whim") == ModelUnloaded("whim")
+    assert client.state_of("first") == ModelUnloaded("first")
+    client.send(Load(spec))
+    assert isinstance(client.state_of("whim"), ModelReady)
+    client.send(Unload("whim"))
+    assert client.state_of("whim") == ModelUnloaded("whim")
+
+
+def test_a_model_larger_than_the_machine_is_refused_before_it_is_read(
+    connect: Connect, worker: WorkerProcess, tmp_path: Path
+) -> None:
+    client = connect(worker.config.address)
+    client.until_ready()
+    shape = [1 << 20, 1 << 20]
+    header = json.dumps({"w": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4 << 40]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    client.send(Load(ModelSpec("huge", str(tmp_path), "generate", "float32")))
+    state = client.state_of("huge")
+    assert isinstance(state, ModelFailed)
+    assert re.search("huge needs 4505.6 GiB, but the device has", state.message)
+    client.send(greedy("still-here"))
+    assert client.outputs_until_end("still-here")[-1].error is None

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from penstock.scheduler.config import EngineConfig, ModelSpec
 from penstock.scheduler.engine import Engine
+from penstock.scheduler.loader import load_runner
 from penstock.scheduler.messages import Submit
+from penstock.scheduler.runner import GenerationRunner
 from penstock.scheduler.sampling_params import SamplingParams
 
 _ids = itertools.count()
@@ -18,14 +21,15 @@ _ids = itertools.count()
 def make_engine(folder: Path, num_blocks: int | None = None, **config: object) -> Engine:
     """An fp32 CPU engine with one generation model named "m", and exactly `num_blocks` KV blocks if given."""
     settings = {"device": "cpu", "num_threads": 1, "max_num_seqs": 16, "kv_cache_memory": 64 << 20, **config}
-    engine = Engine(EngineConfig(**settings))  # type: ignore[arg-type]
-    engine.load(ModelSpec("m", str(folder), "generate", dtype="float32"))
+    config = EngineConfig(**settings)  # type: ignore[arg-type]
+    runner = load_runner(ModelSpec("m", str(folder), "generate", dtype="float32"), config)
+    assert isinstance(runner, GenerationRunner)
     if num_blocks is not None:
-        memory = num_blocks * engine._generation["m"].kv_bytes_per_block
-        engine.config = EngineConfig(**{**settings, "kv_cache_memory": memory})  # type: ignore[arg-type]
-    assert engine.allocate() == {}
+        config = replace(config, kv_cache_memory=num_blocks * runner.kv_bytes_per_block)
+    engine = Engine(config)
+    engine.install(runner)
     if num_blocks is not None:
-        assert engine.scheduler.generation_lanes["m"].kv.pool.num_blocks == num_blocks
+        assert engine.describe("m").num_kv_blocks == num_blocks
     return engine
 
 
