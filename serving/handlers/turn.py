@@ -12,14 +12,12 @@ from dataclasses import dataclass, replace
 from penstock.scheduler.messages import Submit
 
 from ..text.detokenizer import Detokenizer
-from ..text.pieces import PieceParser, PlainParser
-from ..text.reasoning import ThinkParser
 from ..text.served_model import ServedModel
 from .generation import Generation, run
 from .sampling import choice_seed, resolve_sampling, token_room
 from .services import Services
 from .turn_choice import TurnChoice
-from .turn_prompt import Prompt, render_prompt
+from .turn_prompt import render_prompt
 from .turn_types import (
     ChoiceEnd,
     FinishReason,
@@ -90,8 +88,13 @@ async def prepare_turn(services: Services, request: TurnRequest) -> Turn:
     served, ready = await services.find(request.model, "generate", ttl=request.ttl)
     prompt = await render_prompt(request, served, ready)
     sampling = resolve_sampling(
-        request.sampling, served.defaults, ready, room=token_room(ready, len(prompt.token_ids), request.param)
+        request.sampling,
+        served.defaults,
+        ready,
+        room=token_room(ready, len(prompt.token_ids), request.param),
+        grammar=prompt.tools.grammar(prompt.thinking),
     )
+    shown = prompt.tools.shown_tokens()
     now = time.time()
     choices = [
         TurnChoice(
@@ -106,11 +109,11 @@ async def prepare_turn(services: Services, request: TurnRequest) -> Turn:
                 priority=request.priority,
                 cache_salt=request.cache_salt,
             ),
-            Detokenizer(served.tokenizer.table, continues=request.continue_final_message),
-            _parser(served, prompt),
+            Detokenizer(served.tokenizer.table, continues=request.continue_final_message, shown=shown),
+            prompt.tools.parser(prompt.thinking),
             request.stop,
-            {},
-            0,
+            prompt.tools.callable,
+            prompt.tools.max_calls,
         )
         for index in range(request.n)
     ]
@@ -147,10 +150,3 @@ async def count_prompt_tokens(services: Services, request: TurnRequest) -> int:
     """
     served, ready = await services.find(request.model, "generate", ttl=request.ttl)
     return len((await render_prompt(request, served, ready)).token_ids)
-
-
-def _parser(served: ServedModel, prompt: Prompt) -> PieceParser:
-    markers = served.chat_template.think_markers if served.chat_template is not None else None
-    if markers is None:
-        return PlainParser()
-    return ThinkParser(markers, PlainParser(), starts_inside=prompt.ends_in_thinking)

@@ -1,5 +1,6 @@
 """The prompt of a turn: the chat template's variables settled, the messages rendered and tokenised."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,17 @@ from ..errors import ApiError
 from ..text.chat_template import ChatTemplate, TemplateRefusalError
 from ..text.served_model import ServedModel
 from ..text.tokenizer import off_loop
+from ..text.tool_formats.custom_block import any_definition
+from ..text.tool_formats.prompted import without_system
+from ..text.turn_grammar import ThinkState
 from .sampling import token_limit
+from .turn_tools import TurnTools, resolve_tools
 from .turn_types import TurnRequest
 
 _THINKING_SWITCHES = ("enable_thinking", "thinking")
 """What chat templates call the variable that switches thinking on and off."""
+_SCHEMA_SIZE = 500
+"""Characters that the schema of a tool may have, for a guess at how long rendering takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,15 +28,15 @@ class Prompt:
     """A rendered prompt."""
 
     token_ids: list[int]
-    ends_in_thinking: bool
-    """The template has opened the model's thinking."""
+    tools: TurnTools
+    thinking: ThinkState
 
 
 async def render_prompt(request: TurnRequest, served: ServedModel, ready: ModelReady) -> Prompt:
     """Render and tokenise, off the event loop if it is long.
 
     Raises:
-        ApiError: the model has no chat template, or it refuses the messages or a variable.
+        ApiError: the model has no chat template, or one that refuses the request; or the tool choice is impossible.
     """
     template = served.chat_template
     if template is None:
@@ -39,21 +46,18 @@ async def render_prompt(request: TurnRequest, served: ServedModel, ready: ModelR
             param="model",
         )
     variables = template_variables(request, served.name, template)
-    think = template.think_markers
+    tools = resolve_tools(request, template, served.tokenizer.table.control_ids)
 
     def render_and_encode() -> Prompt:
-        text = template.render(
-            request.messages,
-            add_generation_prompt=request.add_generation_prompt,
-            continue_final_message=request.continue_final_message,
-            variables=variables,
-        )
+        text = render_text(tools, variables)
         # The template has written the special tokens; the tokenizer would write some of them again.
         token_ids = served.tokenizer.encode(text, token_limit(ready), add_special_tokens=False)
-        return Prompt(token_ids, think is not None and think.is_open_after(text))
+        return Prompt(token_ids, tools, _think_state(template, text))
 
+    size = sum(len(message["content"]) for message in request.messages)
+    size += sum(len(tool.description) + _SCHEMA_SIZE for tool in tools.offered)
     try:
-        prompt = await off_loop(sum(len(message["content"]) for message in request.messages), render_and_encode)
+        prompt = await off_loop(size, render_and_encode)
     except TemplateRefusalError as error:
         raise ApiError(f"Invalid '{request.param}': {error}.", code="invalid_value", param=request.param) from error
     if not prompt.token_ids:
@@ -63,6 +67,32 @@ async def render_prompt(request: TurnRequest, served: ServedModel, ready: ModelR
             param=request.param,
         )
     return prompt
+
+
+def render_text(tools: TurnTools, variables: Mapping[str, Any]) -> str:
+    """The prompt's text.
+
+    Raises:
+        TemplateRefusalError: the chat template cannot render the messages.
+    """
+    request, template = tools.request, tools.template
+    messages = tools.format.adapt(request.messages, tools.offered)
+    if not template.takes_system and not tools.format.reads_tools and tools.offered:
+        messages = without_system(messages)
+    return template.render(
+        messages,
+        add_generation_prompt=request.add_generation_prompt,
+        continue_final_message=request.continue_final_message,
+        tools=[any_definition(tool) for tool in tools.offered] if tools.format.reads_tools else (),
+        variables=variables,
+    )
+
+
+def _think_state(template: ChatTemplate, prompt: str) -> ThinkState:
+    think = template.think_markers
+    if think is not None and think.is_open_after(prompt):
+        return "inside"
+    return "done" if think is not None and think.is_closed_after(prompt) else "free"
 
 
 def template_variables(request: TurnRequest, model: str, template: ChatTemplate) -> dict[str, Any]:

@@ -17,6 +17,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..protocol.chat import RESERVED_TEMPLATE_NAMES
 from .reasoning import find_think_markers
+from .tool_formats.detect import detect_tool_format
+from .tool_formats.format import arguments_object
 
 Message = dict[str, Any]
 
@@ -38,6 +40,8 @@ class ChatTemplate:
     Attributes:
         variables: the names that it reads and that a request may set.
         think_markers: what the model writes around its thinking, if it thinks.
+        tool_format: how the model calls tools.
+        takes_system: it has a place for a system message.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
@@ -46,9 +50,12 @@ class ChatTemplate:
         read = meta.find_undeclared_variables(environment.parse(source))
         self.variables = frozenset(read - environment.globals.keys() - RESERVED_TEMPLATE_NAMES)
         self.think_markers = find_think_markers(source)
+        self.tool_format = detect_tool_format(source, reads_tools="tools" in read)
         self._special_tokens = dict(special_tokens)
         self._knows_developer = "developer" in source
-        self._wants_parts = not self._renders(_PROBE) and self._renders([{"type": "text", "text": _PROBE}])
+        self._wants_parts = not self._shows(_said(_PROBE)) and self._shows(_said([{"type": "text", "text": _PROBE}]))
+        self.takes_system = self._shows([self._adapt({"role": "system", "content": _PROBE}), *_said("hi")])
+        self._arguments_as_text, self._empty_content = self._find_form_of_calls()
 
     def render(
         self,
@@ -56,14 +63,17 @@ class ChatTemplate:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
         variables: Mapping[str, Any] | None = None,
     ) -> str:
         """The prompt of a chat.
 
         Args:
-            messages: `content` is a text here; it becomes a list of one part for templates that want that.
+            messages: `content` is a text here, and the arguments of calls are JSON text or an object; both become what
+                the template wants.
             add_generation_prompt: end with the header of the assistant's answer.
             continue_final_message: end within the last message, so that the answer goes on with it.
+            tools: definitions of the tools to offer.
             variables: further variables of the template.
 
         Raises:
@@ -73,6 +83,8 @@ class ChatTemplate:
         if continue_final_message:
             messages[-1]["content"] = _append(messages[-1]["content"], _END_MARK)
         values = self._special_tokens | dict(variables or {})
+        if tools:
+            values["tools"] = list(tools)
         try:
             text = self._template.render(
                 values, messages=messages, add_generation_prompt=add_generation_prompt and not continue_final_message
@@ -94,19 +106,46 @@ class ChatTemplate:
         message = dict(message)
         if message["role"] == "developer" and not self._knows_developer:
             message["role"] = "system"
-        if self._wants_parts:
+        if message.get("tool_calls"):
+            message["tool_calls"] = [self._adapt_call(call) for call in message["tool_calls"]]
+            message["content"] = message["content"] or self._empty_content
+        if self._wants_parts and message["content"] is not None:
             message["content"] = [{"type": "text", "text": message["content"]}]
         return message
 
-    def _renders(self, content: object) -> bool:
-        """Whether a user's content in this form reaches the prompt."""
+    def _adapt_call(self, call: Mapping[str, Any]) -> dict[str, Any]:
+        function = call["function"]
+        arguments = function["arguments"]
+        if self._arguments_as_text:
+            arguments = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+        else:
+            arguments = arguments_object(arguments)
+        return {**call, "function": {**function, "arguments": arguments}}
+
+    def _find_form_of_calls(self) -> tuple[bool, str | None]:
+        """Whether arguments go in as text, and what a message that only calls has as its content."""
+        for as_text in (False, True):
+            for content in ("", None):
+                arguments = {_PROBE: "x"}
+                function = {"name": "probe", "arguments": json.dumps(arguments) if as_text else arguments}
+                call = {"id": "123456789", "type": "function", "function": function}
+                result = {"role": "tool", "tool_call_id": "123456789", "name": "probe", "content": "x"}
+                calling = {"role": "assistant", "content": content, "tool_calls": [call]}
+                if self._shows([*_said("hi"), calling, result], not_as=(f"'{_PROBE}'", f'\\"{_PROBE}')):
+                    return as_text, content
+        return False, ""
+
+    def _shows(self, messages: Sequence[Message], not_as: Sequence[str] = ()) -> bool:
+        """Whether the probe reaches the prompt, and in none of these forms."""
         try:
-            text = self._template.render(
-                self._special_tokens, messages=[{"role": "user", "content": content}], add_generation_prompt=True
-            )
-        except Exception:  # a template may want more than one message; then text is as good a guess as any
+            text = self._template.render(self._special_tokens, messages=messages, add_generation_prompt=True)
+        except Exception:  # a template may want other messages; then one guess is as good as any
             return False
-        return _PROBE in text
+        return _PROBE in text and not any(form in text for form in not_as)
+
+
+def _said(content: object) -> list[Message]:
+    return [{"role": "user", "content": content}]
 
 
 def load_chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatTemplate | None:

@@ -1,6 +1,7 @@
 """Token ids to text, one at a time: a UTF-8 character split over tokens appears when it is complete."""
 
 import codecs
+from collections.abc import Collection
 
 from .token_table import TokenTable
 
@@ -11,15 +12,19 @@ class Detokenizer:
     Args:
         table: the tokenizer's tokens.
         continues: the text goes on from a prompt's text, so that the space before its first word belongs to it.
+        shown: special tokens that appear in the text by their names.
     """
 
-    def __init__(self, table: TokenTable, *, continues: bool) -> None:
+    def __init__(self, table: TokenTable, *, continues: bool, shown: Collection[int] = ()) -> None:
         self._table = table
+        self._shown = shown
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip_next = table.strips_first_space and not continues
 
     def feed(self, token_id: int) -> str:
         """The characters that this token completes."""
+        if token_id in self._shown:
+            return self._decoder.decode(self._table.name(token_id).encode())
         text = self._decoder.decode(self._table.text_bytes(token_id))
         if self._strip_next and text:
             self._strip_next = False

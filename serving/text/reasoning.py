@@ -17,6 +17,10 @@ class ThinkMarkers:
         """Whether the prompt ends within thinking, so that the answer begins there."""
         return prompt.rstrip().endswith(self.open)
 
+    def is_closed_after(self, prompt: str) -> bool:
+        """Whether the prompt ends directly after thinking, so that the answer has none."""
+        return prompt.rstrip().endswith(self.close)
+
 
 _KNOWN = (
     ThinkMarkers("<think>", "</think>"),

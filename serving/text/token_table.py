@@ -10,7 +10,7 @@ a part of a UTF-8 character. The decoder named in tokenizer.json tells how token
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 from tokenizers import Tokenizer
@@ -27,7 +27,14 @@ class TokenTable:
         self._tokenizer = tokenizer
         self._spelling = _spelling(decoders)
         self._byte_fallback = any(decoder["type"] == "ByteFallback" for decoder in decoders)
-        self._special_ids = {i for i, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+        added = tokenizer.get_added_tokens_decoder()
+        self._special_ids = {i for i, token in added.items() if token.special}
+        self.control_ids: Mapping[str, int] = {
+            token.content: token_id
+            for token_id, token in added.items()
+            if token.special or (token.content.startswith("<") and token.content.endswith(">"))
+        }
+        """Token ids by text of the tokens that the grammar compiler does not take for text, by this rule of its own."""
         self._bytes: dict[int, bytes] = {}
         self.strips_first_space = self._spelling == "words" or any(map(_strips_first_space, decoders))
         """Whether a text of its own, unlike the continuation of one, loses the space before its first word."""

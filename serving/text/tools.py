@@ -28,6 +28,8 @@ class Tool:
     """Takes free text instead of a JSON object."""
     format: CustomFormat | None = None
     """Of a custom tool's text; None: any text."""
+    param: str = "tools"
+    """Dotted path of the request field that errors about its schema or grammar name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -212,9 +212,15 @@ async def test_prompt_is_the_rendered_template() -> None:
             {"role": "function", "content": "42", "name": "f"},
             {"role": "assistant", "content": "so", "refusal": None, "annotations": [], "audio": None},
         ]
+        call = '<tool_call>\n{"name": "f", "arguments": {}}\n</tool_call>'
         said = "".join(
             f"<|im_start|>{role}\n{text}<|im_end|>\n"
-            for role, text in [("system", "be nice"), ("user", "a\nb"), ("assistant", ""), ("tool", "42")]
+            for role, text in [
+                ("system", "be nice"),
+                ("user", "a\nb"),
+                ("assistant", call),
+                ("user", "<tool_response>\n42\n</tool_response>"),
+            ]
         )
         assert await prompt_of(front, messages=messages) == f"{said}<|im_start|>assistant\nso<|im_end|>\n{answer}"
         continued = await prompt_of(front, messages=messages, continue_final_message=True)
