@@ -1,5 +1,6 @@
 """POST /v1/responses over a scripted engine: events, items, tools, thinking, limits and failures."""
 
+import asyncio
 import json
 from typing import Any
 
@@ -185,6 +186,17 @@ async def test_built_in_tools_are_echoed_and_said_not_to_be_offered() -> None:
         assert "web_search" not in prompt_of(front)
 
 
+async def test_what_has_no_effect_is_not_said_to_have_one() -> None:
+    async with open_front() as front:
+        wishes = {"reasoning": {"effort": "high"}, "text": {"verbosity": "low"}, "service_tier": "flex"}
+        response = (await respond(front, **wishes)).json()
+        assert response["reasoning"]["effort"] is None and response["text"]["verbosity"] == "medium"
+        assert response["service_tier"] == "default"
+        use_template(front, "{{ reasoning_effort }}" + TOOL_TEMPLATE)
+        assert (await respond(front, **wishes)).json()["reasoning"]["effort"] == "high"
+        assert prompt_of(front).startswith("high")
+
+
 async def test_history_by_previous_response_and_by_reference() -> None:
     async with open_front() as front:
         first = (await respond(front, instructions="be brief")).json()
@@ -332,3 +344,35 @@ async def test_a_client_that_leaves_ends_the_work(streams: bool) -> None:
         exchange.disconnect()
         await until(lambda: front.engine.num_jobs == 0)
         await exchange.task
+
+
+async def test_in_the_background_it_goes_on_without_its_client() -> None:
+    async with open_front() as front:
+        front.engine.script = lambda job: [0.02, *front.engine.say(job)]
+        begun = (await respond(front, background=True)).json()
+        assert begun["status"] in ("queued", "in_progress") and begun["background"] is True
+
+        async def is_done() -> bool:
+            return bool((await front.http.get(f"/v1/responses/{begun['id']}")).json()["status"] == "completed")
+
+        async with asyncio.timeout(5):
+            while not await is_done():
+                await asyncio.sleep(0.005)
+        resumed = await front.http.get(f"/v1/responses/{begun['id']}?stream=true&starting_after=1")
+        numbers = [json.loads(line[6:])["sequence_number"] for line in resumed.text.split("\n") if line[:5] == "data:"]
+        assert numbers == list(range(2, 2 + len(numbers))) and numbers
+        error(await respond(front, background=True, model="nobody"), 404, "model_not_found", "model")
+
+
+async def test_a_conversation_grows_by_what_is_said() -> None:
+    async with open_front() as front:
+        conversation = (await front.post("/v1/conversations", {})).json()["id"]
+        first = (await respond(front, conversation=conversation)).json()
+        assert first["conversation"] == {"id": conversation}
+        await respond(front, input="and?", conversation={"id": conversation})
+        prompt = prompt_of(front)
+        assert [prompt.index(text) for text in ("hi<", "hello world", "and?")] == sorted(
+            prompt.index(text) for text in ("hi<", "hello world", "and?")
+        )
+        items = (await front.http.get(f"/v1/conversations/{conversation}/items?order=asc")).json()["data"]
+        assert [item["role"] for item in items] == ["user", "assistant", "user", "assistant"]

@@ -1,5 +1,6 @@
 """The response object: what the request said, as the answer repeats it, and what has become of it."""
 
+from collections.abc import Collection
 from typing import Any
 
 from ...errors import ApiError
@@ -9,6 +10,7 @@ from ..turn import TurnUsage
 
 Json = dict[str, Any]
 
+_EFFORT_VARIABLES = frozenset({"reasoning_effort", "enable_thinking", "thinking"})
 _RETRIED_SOON = 5
 """Seconds that clients are asked to wait if an error does not say."""
 
@@ -50,6 +52,17 @@ def response_head(body: ResponseBody, response_id: str, created_at: int) -> Json
         "usage": None,
         "user": body.user,
     }
+
+
+def effective_reasoning(asked: Json, template_variables: Collection[str]) -> Json:
+    """`reasoning` as it is in effect: agents send efforts blindly, and many models know none.
+
+    Args:
+        asked: as the request has it.
+        template_variables: what the model's chat template reads.
+    """
+    obeys = asked["effort"] == "none" or not _EFFORT_VARIABLES.isdisjoint(template_variables)
+    return asked if obeys else asked | {"effort": None}
 
 
 def usage_object(usage: TurnUsage, block_size: int) -> Json:
@@ -94,7 +107,7 @@ def _text(text: TextConfig) -> Json:
             "schema": wanted.schema_,
             "strict": wanted.strict,
         }
-    return {"format": form, "verbosity": text.verbosity}
+    return {"format": form, "verbosity": "medium"}  # the only one that models here know, whichever was asked for
 
 
 def _tool(tool: ToolSpec) -> Json:

@@ -14,7 +14,7 @@ from typing import Any
 from ...errors import ApiError, translate
 from ..services import Services
 from ..turn import Turn, TurnEvent, TurnRequest, prepare_turn, run_turn_in_batches
-from .answer import Json, error_object, usage_object
+from .answer import Json, effective_reasoning, error_object, usage_object
 from .fitting import prepare_fitting
 from .numbered import Event, Numbers
 from .output import Output
@@ -91,7 +91,7 @@ class LiveResponse:
         try:
             for event in self._begin():
                 yield event
-            news = self._first
+            news = await self._next(KEEP_ALIVE_SECONDS) if self._first == [] else self._first
             while news is not None and not isinstance(news, Exception):
                 if news:
                     for event in self._feed(news):
@@ -116,6 +116,8 @@ class LiveResponse:
             prepare = prepare_fitting if self._plan.may_shorten else prepare_turn
             self._turn = turn = await prepare(self._services, self._plan.request)
             self._output = self._plan.make_output(self._numbers, turn)
+            if self.response["background"]:  # its client waits for no more than that the request is right
+                self._news.put_nowait([])
             async with aclosing(run_turn_in_batches(turn, self._services)) as batches:
                 async for batch in batches:
                     if batch:
@@ -144,11 +146,18 @@ class LiveResponse:
         return [created, queued, self._numbers.event("response.in_progress", {"response": self.response})]
 
     def _known_of_turn(self) -> Json:
-        """What the model's own defaults decide."""
+        """What the model decides: its name, defaults and abilities."""
         if self._turn is None:
             return {}
+        served = self._turn.served
         sampling = self._turn.generation.choices[0].job.sampling
-        return {"model": self._turn.served.name, "temperature": sampling.temperature, "top_p": sampling.top_p}
+        variables = served.chat_template.variables if served.chat_template else ()
+        return {
+            "model": served.name,
+            "reasoning": effective_reasoning(self._plan.head["reasoning"], variables),
+            "temperature": sampling.temperature,
+            "top_p": sampling.top_p,
+        }
 
     def _feed(self, batch: list[TurnEvent]) -> list[Event]:
         assert self._output is not None  # there are no events before there is a turn
