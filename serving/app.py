@@ -22,6 +22,7 @@ from .routes.status import status_router
 from .routes.stored_chat import stored_chat_router
 from .routes.stored_responses import stored_responses_router
 from .routes.tokenize import tokenize_router
+from .shelf.downloads import Downloads
 from .shelf.lifecycle import Lifecycle
 from .shelf.registry import Registry
 
@@ -34,6 +35,7 @@ def create_app(
     lifecycle: Lifecycle,
     *,
     runs: ResponseRuns,
+    downloads: Downloads,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> FastAPI:
     """The application.
@@ -43,10 +45,11 @@ def create_app(
         registry: the models there are.
         lifecycle: loads and unloads them.
         runs: makes responses, and has the store of what outlives requests; its maker closes both.
+        downloads: fetches models; its maker closes it.
         max_body_bytes: larger request bodies are answered 413.
     """
     app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    services = Services(engine, registry, lifecycle, Metrics(engine), runs.store, runs)
+    services = Services(engine, registry, lifecycle, Metrics(engine), runs.store, runs, downloads)
     app.include_router(anthropic_router(services, max_body_bytes=max_body_bytes))
     app.include_router(chat_router(services, max_body_bytes=max_body_bytes))
     app.include_router(completions_router(services, max_body_bytes=max_body_bytes))

@@ -6,6 +6,7 @@ which breaks paths that have one, and does not take flags between them.
 """
 
 import argparse
+import importlib
 import sys
 from importlib.metadata import version
 from typing import Any, Literal, get_args, get_origin
@@ -14,14 +15,27 @@ from pydantic.fields import FieldInfo
 
 from .settings import Settings, SettingsError, load_settings
 
+_COMMANDS = {
+    "serve": "serve models; without arguments, two small starter models on http://127.0.0.1:1234",
+    "chat": "chat with a model of a running server",
+    "pull": "fetch a model onto this machine",
+    "ls": "list the models on this machine",
+    "rm": "delete a model from this machine",
+    "ps": "list the models in the server's memory",
+    "load": "load a model into the server's memory",
+    "unload": "unload a model from the server's memory",
+    "status": "say whether a server runs, and what it is doing",
+    "log": "show the server's log",
+    "bench": "load a server as many clients would, and measure what they feel",
+}
+
 _USAGE = """\
 usage: penstock [--version] [--help] COMMAND ...
 
 Serve local models to a whole team over the OpenAI HTTP API.
 
 commands:
-  serve    serve models; without arguments, two small starter models on http://127.0.0.1:1234
-  bench    load a server as many clients would, and measure what they feel
+{commands}
 
 `penstock COMMAND --help` explains a command.
 """
@@ -36,17 +50,26 @@ def main(arguments: list[str] | None = None) -> int:
             from .bench.cli import run
 
             return run(rest)
+        case [command, *rest] if command in _COMMANDS:
+            module = importlib.import_module(f".commands.{command}", __package__)
+            status: int = module.run(rest)
+            return status
         case ["--version" | "-V"]:
             print(f"penstock {version('penstock')}")
             return 0
         case ["--help" | "-h"]:
-            print(_USAGE, end="")
+            print(_usage(), end="")
             return 0
         case []:
-            print(_USAGE, end="", file=sys.stderr)
+            print(_usage(), end="", file=sys.stderr)
         case [unknown, *_]:
-            print(f"penstock: unknown command {unknown!r}; the commands are serve and bench", file=sys.stderr)
+            known = ", ".join(_COMMANDS)
+            print(f"penstock: unknown command {unknown!r}; the commands are {known}", file=sys.stderr)
     return 2
+
+
+def _usage() -> str:
+    return _USAGE.format(commands="\n".join(f"  {name:8} {text}" for name, text in _COMMANDS.items()))
 
 
 def _serve(arguments: list[str]) -> int:

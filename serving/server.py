@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from socket import socket
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from rich.console import Console
 
@@ -28,6 +28,7 @@ from penstock.scheduler.config import ModelSpec, WorkerConfig
 from penstock.scheduler.errors import ModelLoadError
 from penstock.scheduler.launch import WorkerProcess, start_worker
 
+from .server_log import LINE_FORMAT, log_file, logging_to
 from .settings import Settings
 from .shelf.card import ModelCard
 from .shelf.sources import resolve_models
@@ -68,9 +69,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def _configure_logging(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(), format="%(asctime)s server %(levelname)s %(message)s", stream=sys.stderr, force=True
-    )
+    logging.basicConfig(level=level.upper(), format=LINE_FORMAT, stream=sys.stderr, force=True)
     for noisy in ("uvicorn.error", "httpx", "httpcore", "asyncio"):  # their "info" is our "debug"
         logging.getLogger(noisy).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
 
@@ -82,7 +81,8 @@ def _serve(settings: Settings, console: Console) -> int:
         models = resolve_models(settings.models, settings.home, console)
         if settings.served_model_name:
             models = [dataclasses.replace(model, name=settings.served_model_name) for model in models]
-        with _running_worker(settings, models) as worker:
+        file = log_file(settings.home, listener.getsockname()[1])
+        with logging_to(file) as worker_log, _running_worker(settings, models, worker_log) as worker:
             import uvloop
 
             texts, broken = _read_texts(models)
@@ -90,14 +90,14 @@ def _serve(settings: Settings, console: Console) -> int:
 
 
 @contextmanager
-def _running_worker(settings: Settings, models: list[ModelCard]) -> Iterator[WorkerProcess]:
+def _running_worker(settings: Settings, models: list[ModelCard], log: IO[bytes]) -> Iterator[WorkerProcess]:
     """The device worker, on a socket that only this user can reach."""
     folder = tempfile.mkdtemp(prefix="penstock-")
     if len(os.fsencode(folder)) + len("/worker.sock") > _MAX_SOCKET_PATH:
         os.rmdir(folder)
         folder = tempfile.mkdtemp(prefix="penstock-", dir="/tmp")
     try:
-        worker = start_worker(_worker_config(settings, models, f"ipc://{folder}/worker.sock"))
+        worker = start_worker(_worker_config(settings, models, f"ipc://{folder}/worker.sock"), stderr=log)
         try:
             yield worker
         finally:
@@ -162,6 +162,7 @@ class _Server:
         from .engine_client import EngineClient
         from .handlers.background import ResponseRuns
         from .listener import HttpServer
+        from .shelf.downloads import Downloads
         from .shelf.lifecycle import Lifecycle
         from .shelf.registry import Registry
         from .store.database import Database
@@ -183,8 +184,9 @@ class _Server:
             max_bytes=settings.store_max_bytes,
             max_age=settings.store_max_age * 24 * 3600,
         )
+        downloads = Downloads(settings.home)
         runs = ResponseRuns(open_store(database))
-        app = create_app(engine, registry, lifecycle, runs=runs)
+        app = create_app(engine, registry, lifecycle, runs=runs, downloads=downloads)
         http = HttpServer(app, self._listener, debug=settings.log_level == "debug")
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM):
@@ -201,6 +203,7 @@ class _Server:
             return status
         finally:
             death.cancel()
+            await downloads.close()
             await runs.close()
             await engine.close()
             await lifecycle.close()

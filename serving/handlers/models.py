@@ -1,11 +1,13 @@
 """The models seen from outside: what is there, what is in memory, and loading, unloading and fetching by hand."""
 
+import asyncio
 from dataclasses import dataclass
 
 from penstock.scheduler.config import ModelKind
 from penstock.scheduler.messages import ModelReady
 
 from ..shelf.card import ModelCard
+from ..shelf.downloads import HUB_ADDRESS, DownloadJob
 from ..shelf.residency import Resident
 from .codex_catalog import codex_model
 from .services import Services
@@ -116,3 +118,24 @@ class ModelsHandler:
             raise self.services.unknown(name)
         await self.services.lifecycle.unload(card.name)
         return card.name
+
+    async def download(self, model: str) -> DownloadJob | None:
+        """Begin to fetch a model; None: it is here already.
+
+        Args:
+            model: a starter's name, a Hub id, or the Hub's address of one.
+
+        Raises:
+            ApiError: 400 it is neither; 429 too many downloads run.
+        """
+        card = await self.services.registry.find(model.removeprefix(HUB_ADDRESS).strip("/"))
+        return None if card is not None else self.services.downloads.start(model)
+
+    async def download_status(self, job_id: str) -> tuple[DownloadJob, int]:
+        """A download job, and the bytes that have arrived.
+
+        Raises:
+            ApiError: 404 there is none of that id.
+        """
+        job = self.services.downloads.get(job_id)
+        return job, await asyncio.to_thread(job.downloaded_bytes)

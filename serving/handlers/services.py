@@ -13,6 +13,7 @@ from ..engine_client import EngineClient
 from ..errors import ApiError, model_not_found, wrong_kind
 from ..metrics import Metrics
 from ..shelf.card import ModelCard
+from ..shelf.downloads import Downloads
 from ..shelf.lifecycle import Lifecycle
 from ..shelf.registry import Registry
 from ..store.store import Store
@@ -30,6 +31,7 @@ class Services:
     metrics: Metrics
     store: Store
     runs: ResponseRuns
+    downloads: Downloads
 
     async def find(
         self, name: str, kind: ModelKind | None, *, ttl: int | None = None

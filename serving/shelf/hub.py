@@ -1,5 +1,6 @@
 """Fetch a model from the Hugging Face Hub, safetensors only, and use the kept copy from then on."""
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 from rich.console import Console
@@ -51,6 +52,24 @@ def fetch_snapshot(repository: str, cache: Path, console: Console) -> Path:
     kept.parent.mkdir(parents=True, exist_ok=True)
     kept.write_text(str(folder), encoding="utf-8")
     return folder
+
+
+def snapshot_bytes(repository: str) -> int | None:
+    """How much `fetch_snapshot` would download of the Hub's model, None if the Hub does not tell."""
+    from huggingface_hub import HfApi
+
+    try:
+        files = HfApi().model_info(repository, files_metadata=True).siblings or []
+    except Exception:  # the client's errors have no public root in common; the download itself will explain them
+        return None
+    return sum(file.size or 0 for file in files if _is_wanted(file.rfilename))
+
+
+def _is_wanted(file: str) -> bool:
+    def fits(patterns: list[str]) -> bool:
+        return any(fnmatch(file, pattern) for pattern in patterns)
+
+    return fits(_WANTED_FILES) and not fits(_UNWANTED_FILES)
 
 
 def _first_line(error: Exception) -> str:

@@ -169,3 +169,11 @@ def _fingerprint(home: Path) -> tuple[int, ...]:
     """Changes whenever a model appears in the home or goes."""
     folders = (home / "models", *_subfolders(home / "models"), home / "hub" / "complete")
     return tuple(folder.stat().st_mtime_ns if folder.is_dir() else 0 for folder in folders)
+
+
+def stored_folders(home: Path, name: str) -> list[Path]:
+    """What must be deleted in the home so that a model is gone: its folders, and the Hub's mark that it is complete."""
+    folders = [folder for found, folder in _model_folders(home / "models") if found == name]
+    repository = name.replace("/", "--")
+    hub = (home / "hub" / "complete" / repository, home / "hub" / f"models--{repository}")
+    return [*folders, *(path for path in hub if path.exists())]

@@ -41,6 +41,7 @@ from penstock.serving.engine_client import EngineClient
 from penstock.serving.handlers.background import ResponseRuns
 from penstock.serving.metrics import Metrics
 from penstock.serving.shelf.card import ModelCard
+from penstock.serving.shelf.downloads import Downloads
 from penstock.serving.shelf.lifecycle import Lifecycle
 from penstock.serving.shelf.registry import Registry
 from penstock.serving.shelf.residency import LoadingPolicy
@@ -306,7 +307,14 @@ class Front:
         self.lifecycle = Lifecycle(self.engine, self.registry, tiny_spec, LoadingPolicy())
         self.store = open_store(database or Database(None))
         self.runs = ResponseRuns(self.store)
-        self.app = create_app(self.engine, self.registry, self.lifecycle, runs=self.runs, **app_options)
+        self.app = create_app(
+            self.engine,
+            self.registry,
+            self.lifecycle,
+            runs=self.runs,
+            downloads=Downloads(Path("nowhere")),
+            **app_options,
+        )
         self.http = httpx2.AsyncClient(
             transport=httpx2.ASGITransport(self.app, raise_app_exceptions=False), base_url="http://front"
         )

@@ -48,7 +48,7 @@ def test_models_of_the_environment_stand_when_no_argument_names_any(
         (["serve", "--port", "99999"], "penstock serve: error: port is '99999'"),
         (["serve", "--bogus"], "unrecognized arguments: --bogus"),
         (["serve", "--max-num", "3"], "unrecognized arguments: --max-num"),
-        (["server"], "unknown command 'server'; the commands are serve and bench"),
+        (["server"], "unknown command 'server'; the commands are serve, chat, pull,"),
         ([], "usage: penstock"),
     ],
 )

@@ -1,15 +1,17 @@
 """The models seen from outside: OpenAI's list, Codex's, aliases and defaults, and what is in memory."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from fake_engine import BARE, CHAT, EMBED, error, open_front, tiny_card
+from fake_engine import BARE, CHAT, EMBED, Front, error, open_front, tiny_card
 
 from penstock.scheduler.messages import ModelFailed
 from penstock.serving.errors import ApiError
 from penstock.serving.handlers.models import ModelsHandler
 from penstock.serving.handlers.services import Services
 from penstock.serving.metrics import Metrics
+from penstock.serving.shelf.downloads import DownloadJob, Downloads
 
 
 async def test_models_are_listed_with_what_clients_look_for() -> None:
@@ -104,12 +106,14 @@ async def test_no_model_is_deleted_over_http() -> None:
         error(await front.http.delete("/v1/models/gpt-9"), 404, "model_not_found", "model")
 
 
+def handler_of(front: Front, home: Path = Path("nowhere")) -> ModelsHandler:
+    parts = (Metrics(front.engine), front.store, front.runs, Downloads(home))
+    return ModelsHandler(Services(front.engine, front.registry, front.lifecycle, *parts))
+
+
 async def test_loading_and_unloading_by_hand() -> None:
     async with open_front() as front:
-        metrics = Metrics(front.engine)
-        handler = ModelsHandler(
-            Services(front.engine, front.registry, front.lifecycle, metrics, front.store, front.runs)
-        )
+        handler = handler_of(front)
         assert await handler.unload(CHAT) == CHAT
         assert handler.state(CHAT) == "not-loaded"
         with pytest.raises(ApiError, match="is not loaded") as refusal:
@@ -120,3 +124,17 @@ async def test_loading_and_unloading_by_hand() -> None:
         assert handler.residents()[CHAT].ttl == 60
         with pytest.raises(ApiError, match="not served here"):
             await handler.load("gpt-9")
+
+
+async def test_downloads_are_only_for_what_is_not_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_front() as front:
+        handler = handler_of(front, tmp_path)
+
+        async def run(job: DownloadJob) -> None:
+            job.status = "failed"
+
+        monkeypatch.setattr(handler.services.downloads, "_run", run)
+        assert await handler.download(CHAT) is None
+        job = await handler.download("org/name")
+        assert job is not None and await handler.download_status(job.job_id) == (job, 0)
+        await handler.services.downloads.close()
