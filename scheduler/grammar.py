@@ -8,6 +8,7 @@ seconds, and a hostile grammar can make it take for ever or end the process, so 
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 MAX_GRAMMAR_BYTES = 1 << 20
 _MAX_CACHED_GRAMMARS = 256
-_MAX_CACHED_BYTES = 8 << 20  # of grammar text; what is compiled of it takes ten to a hundred times as much
+_MAX_CACHED_BYTES = 512 << 20
+_BYTES_PER_CHARACTER = 100  # of compiled grammars, where nobody has measured
 _MAX_ITEMS_PER_STEP = 25_000  # parser items for one token, half of the default: about 0.1 s for the worst grammars
 _MAX_LEXER_STATES = 50_000  # about 2 kB each, a fifth of the default
 _MAX_REASON = 300  # characters of the library's messages, which quote the grammar
@@ -105,19 +107,27 @@ class GrammarCompiler:
         self.vocabulary = Vocabulary(str(folder), vocab_size, tuple(sorted(eos_token_ids)))
         self._tokenizer: LLTokenizer | None = None
         self._tokenizer_lock = threading.Lock()
-        self._cache: OrderedDict[str, Grammar] = OrderedDict()  # the least recently asked one first
+        self._cache: OrderedDict[str, tuple[Grammar, int]] = OrderedDict()
+        """With the bytes that each takes, the least recently asked one first."""
         self._cached_bytes = 0
         self._cache_lock = threading.Lock()
+
+    def prepare(self) -> None:
+        """Load the tokenizer, which stops all other Python code for a moment, while no streams wait for it."""
+        # A model that has none serves all but grammars, and so does a machine without the library.
+        with suppress(RequestError, ImportError):
+            self._load_tokenizer()
 
     def find(self, source: str) -> Grammar | None:
         """The grammar, if it is remembered."""
         with self._cache_lock:
-            if grammar := self._cache.get(source):
-                self._cache.move_to_end(source)
-            return grammar
+            if source not in self._cache:
+                return None
+            self._cache.move_to_end(source)
+            return self._cache[source][0]
 
-    def compile(self, source: str) -> Grammar:
-        """The grammar of the text `source`.
+    def compile(self, source: str, num_bytes: int = 0) -> Grammar:
+        """The grammar of the text `source`, which is known to take `num_bytes` of memory, or it is estimated.
 
         Raises:
             RequestError: invalid_grammar, with the library's reason.
@@ -125,20 +135,25 @@ class GrammarCompiler:
         if grammar := self.find(source):
             return grammar
         check_size(source)
-        with self._tokenizer_lock:
-            self._tokenizer = tokenizer = self._tokenizer or self.vocabulary.load()
-        grammar = Grammar(compile_template(tokenizer, source))
-        self._remember(source, grammar)
+        grammar = Grammar(compile_template(self._load_tokenizer(), source))
+        self._remember(source, grammar, num_bytes or len(source) * _BYTES_PER_CHARACTER)
         return grammar
 
-    def _remember(self, source: str, grammar: Grammar) -> None:
+    def _load_tokenizer(self) -> "LLTokenizer":
+        with self._tokenizer_lock:
+            if self._tokenizer is None:
+                self._tokenizer = self.vocabulary.load()
+            return self._tokenizer
+
+    def _remember(self, source: str, grammar: Grammar, num_bytes: int) -> None:
         with self._cache_lock:
-            if source not in self._cache:
-                self._cached_bytes += len(source)
-            self._cache[source] = grammar
+            if source in self._cache:  # another thread was faster
+                return
+            self._cache[source] = grammar, num_bytes
+            self._cached_bytes += num_bytes
             while len(self._cache) > _MAX_CACHED_GRAMMARS or self._cached_bytes > _MAX_CACHED_BYTES:
-                oldest, _ = self._cache.popitem(last=False)
-                self._cached_bytes -= len(oldest)
+                _, (_, num_freed) = self._cache.popitem(last=False)
+                self._cached_bytes -= num_freed
 
 
 def check_size(source: str) -> None:

@@ -2,10 +2,10 @@
 
     python -m penstock.scheduler.worker CONFIG_JSON
 
-One thread does everything but the loading of models, which has its own (`loader`) and hands its news over between two
-steps. With no work the thread sleeps in poll and uses no processor time; with work it looks for messages between steps
-without waiting. It ends on SIGTERM, or when its standard input closes, which happens when the
-process that started it is gone.
+One thread does everything but the loading of models (`loader`) and the compiling of grammars (`compiling`), which have
+their own and hand their news over between two steps. With no work the thread sleeps in poll and uses no processor time;
+with work it looks for messages between steps without waiting. It ends on SIGTERM, or when its standard input closes,
+which happens when the process that started it is gone.
 """
 
 import contextlib
@@ -19,9 +19,11 @@ from types import FrameType
 
 import zmq
 
+from .compiling import GrammarQueue
 from .config import ModelSpec, WorkerConfig
 from .engine import Engine, Runner, StepResult
 from .errors import ModelLoadError, RequestError, UnknownModelError
+from .grammar import Grammar
 from .launch import load_config
 from .loader import ModelLoader
 from .messages import (
@@ -44,6 +46,7 @@ from .messages import (
     decode,
     encode,
 )
+from .runner import GenerationRunner
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +72,7 @@ class Worker:
         os.set_blocking(news_writer, False)
         self._poller.register(self._news, zmq.POLLIN)
         self._loader = ModelLoader(self.engine.config, lambda: _wake(news_writer))
+        self._grammars = GrammarQueue(lambda: _wake(news_writer))
         self._clients: set[bytes] = set()
         self._client_of: dict[str, bytes] = {}  # request id -> API process
         self._model_states: dict[str, ModelLoading | ModelReady | ModelFailed] = {}
@@ -94,7 +98,7 @@ class Worker:
     def _unload(self, client: bytes, name: str) -> None:
         """Give a model's memory back, or say that it is still in use."""
         if self.engine.is_resident(name):
-            if self.engine.has_jobs(name):
+            if self.engine.has_jobs(name) or self._grammars.has_jobs(name):
                 self._send(client, self.engine.describe(name))
                 return
             self.engine.remove(name)
@@ -104,7 +108,7 @@ class Worker:
         self._send_to_all(lambda client: ModelUnloaded(name))
 
     def _take_news(self) -> None:
-        """Install what the loader has finished, and tell how far it is with the rest."""
+        """Install what the loader has finished, tell how far the rest is, and start jobs whose grammars are ready."""
         os.read(self._news, 4096)
         for news in self._loader.take_news():
             if isinstance(news, ModelLoading):
@@ -113,6 +117,12 @@ class Worker:
             state = news if isinstance(news, ModelFailed) else self._install(news)
             self._announce(state)
             self._end_start(state.name)
+        for job, outcome in self._grammars.take_finished():
+            client = self._client_of.pop(job.request_id)
+            if isinstance(outcome, RequestError):
+                self._refuse(client, job, outcome)
+            else:
+                self._start(client, job, outcome)
 
     def _install(self, runner: Runner) -> ModelReady | ModelFailed:
         try:
@@ -122,6 +132,8 @@ class Worker:
         except (MemoryError, RuntimeError) as error:  # PyTorch's own, of which not all are out-of-memory errors
             logger.exception("%s could not be installed", runner.name)
             return ModelFailed(runner.name, f"{type(error).__name__}: {error}", code="out_of_memory")
+        if isinstance(runner, GenerationRunner) and not self.engine.has_work:
+            runner.grammars.prepare()
         return self.engine.describe(runner.name)
 
     def _announce(self, state: ModelLoading | ModelReady | ModelFailed) -> None:
@@ -189,22 +201,44 @@ class Worker:
 
     def _submit(self, client: bytes, job: Submit | Embed) -> None:
         try:
-            self.engine.add(job)
+            if job.request_id in self._client_of:
+                message = f"there is already a job with the id {job.request_id}"
+                raise RequestError(message, code="duplicate_request_id")
+            grammar = None
+            if isinstance(job, Submit) and job.sampling.grammar:
+                compiler = self.engine.grammars_of(job.model)
+                grammar = compiler.find(job.sampling.grammar)
+                if grammar is None:
+                    self._grammars.add(job, compiler)
+                    self._client_of[job.request_id] = client
+                    return
         except RequestError as error:
-            status = 404 if isinstance(error, UnknownModelError) else 400
-            failure = JobError(error.message, error.code, error.param, status)
-            refused = StepOutputs([], [], self.engine.stats(), 0.0, 0)
-            if isinstance(job, Submit):
-                refused.outputs.append(RequestOutput(job.request_id, [], finish_reason="error", error=failure))
-            else:
-                refused.embeddings.append(EmbeddingOutput(job.request_id, 0, b"", error=failure))
-            self._send(client, refused)
+            self._refuse(client, job, error)
+        else:
+            self._start(client, job, grammar)
+
+    def _start(self, client: bytes, job: Submit | Embed, grammar: Grammar | None) -> None:
+        try:
+            self.engine.add(job, grammar)
+        except RequestError as error:
+            self._refuse(client, job, error)
         else:
             self._client_of[job.request_id] = client
+
+    def _refuse(self, client: bytes, job: Submit | Embed, error: RequestError) -> None:
+        status = 404 if isinstance(error, UnknownModelError) else 400
+        failure = JobError(error.message, error.code, error.param, status)
+        refused = StepOutputs([], [], self.engine.stats(), 0.0, 0)
+        if isinstance(job, Submit):
+            refused.outputs.append(RequestOutput(job.request_id, [], finish_reason="error", error=failure))
+        else:
+            refused.embeddings.append(EmbeddingOutput(job.request_id, 0, b"", error=failure))
+        self._send(client, refused)
 
     def _cancel(self, request_ids: list[str]) -> None:
         for request_id in request_ids:
             self._client_of.pop(request_id, None)
+            self._grammars.cancel(request_id)
             self.engine.cancel(request_id)
         if not self.engine.has_work:  # no step will follow that would tell the new load
             self._publish(StepResult([], [], 0.0, 0))

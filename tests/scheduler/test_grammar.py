@@ -250,10 +250,12 @@ class TestCompiler:
             compiler.compile(grammar)
         assert compiler.find(DIGITS) and compiler.find(OBJECT)
         assert compiler.find(WORDS) is None
-        monkeypatch.setattr(grammar_module, "_MAX_CACHED_BYTES", len(WORDS) + 3)
-        compiler.compile(WORDS)
+        monkeypatch.setattr(grammar_module, "_MAX_CACHED_BYTES", 1_000_000)
+        compiler.compile(WORDS, 999_999)
         assert compiler.find(WORDS)
         assert compiler.find(DIGITS) is compiler.find(OBJECT) is None
+        compiler.compile(DIGITS)
+        assert compiler.find(WORDS) is None
 
     def test_outputs_do_not_share_their_place(self, compiler: GrammarCompiler, tokenizer: Tokenizer) -> None:
         one, two = (compiler.compile('start: "abc"').start() for _ in range(2))

@@ -1,0 +1,106 @@
+"""Compiles the grammars of submitted jobs in other threads, while the worker's own goes on stepping the engine.
+
+A job waits here until its grammar is ready. The same grammar is compiled once for all jobs that wait for it, and those
+that the compiler remembers do not wait at all.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+
+from .errors import RequestError
+from .grammar import Grammar, GrammarCompiler, check_size, invalid_grammar
+from .grammar_trial import Trial, deep_stack
+from .messages import Submit
+
+_NUM_THREADS = 2  # one hostile grammar keeps one of them busy for some seconds
+
+Outcome = Grammar | RequestError
+
+
+@dataclass(slots=True)
+class _Compilation:
+    """One grammar being compiled for a model, and the jobs that wait for it by request id."""
+
+    compiler: GrammarCompiler
+    source: str
+    jobs: dict[str, Submit] = field(default_factory=dict)
+    outcome: Outcome | None = None
+
+
+class GrammarQueue:
+    """Jobs whose grammars are being compiled, each id once. All methods are for one thread."""
+
+    def __init__(self, wake: Callable[[], None]) -> None:
+        """`wake` is called in other threads when `take_finished` has something."""
+        self._wake = wake
+        self._threads = ThreadPoolExecutor(_NUM_THREADS, "grammars")
+        self._trials: SimpleQueue[Trial] = SimpleQueue()
+        for _ in range(_NUM_THREADS):
+            self._trials.put(Trial())
+        self._pending: dict[tuple[GrammarCompiler, str], _Compilation] = {}
+        self._compilation_of: dict[str, _Compilation] = {}  # by request id
+        self._finished: SimpleQueue[_Compilation] = SimpleQueue()
+
+    def add(self, job: Submit, compiler: GrammarCompiler) -> None:
+        """Compile the job's grammar; it comes back from `take_finished`, unless it is cancelled.
+
+        Raises:
+            RequestError: the grammar is too large.
+        """
+        source = job.sampling.grammar
+        check_size(source)
+        compilation = self._pending.get((compiler, source))
+        if compilation is None:
+            compilation = self._pending[compiler, source] = _Compilation(compiler, source)
+            with deep_stack():
+                self._threads.submit(self._compile, compilation)
+        compilation.jobs[job.request_id] = job
+        self._compilation_of[job.request_id] = compilation
+
+    def cancel(self, request_id: str) -> None:
+        """Forget a job; unknown ids are ignored. Its grammar may still be compiled, and is then remembered."""
+        if compilation := self._compilation_of.pop(request_id, None):
+            del compilation.jobs[request_id]
+
+    def has_jobs(self, model: str) -> bool:
+        """Whether any job for the model waits."""
+        return any(job.model == model for compilation in self._pending.values() for job in compilation.jobs.values())
+
+    def take_finished(self) -> list[tuple[Submit, Outcome]]:
+        """Jobs whose grammars are ready or refused, in the order in which they came for each grammar."""
+        taken = []
+        while (compilation := _next(self._finished)) is not None:
+            assert compilation.outcome is not None
+            del self._pending[compilation.compiler, compilation.source]
+            for request_id, job in compilation.jobs.items():
+                del self._compilation_of[request_id]
+                taken.append((job, compilation.outcome))
+        return taken
+
+    def _compile(self, compilation: _Compilation) -> None:
+        """In another thread."""
+        try:
+            compilation.outcome = self._try_out_and_compile(compilation.compiler, compilation.source)
+        except RequestError as error:
+            compilation.outcome = error
+        except Exception as error:  # whatever the library does, the jobs that wait must hear of it
+            compilation.outcome = invalid_grammar(f"{type(error).__name__}: {str(error)[:200]}")
+        self._finished.put(compilation)
+        self._wake()
+
+    def _try_out_and_compile(self, compiler: GrammarCompiler, source: str) -> Grammar:
+        trial = self._trials.get()
+        try:
+            num_bytes = trial.measure(compiler.vocabulary, source)
+        finally:
+            self._trials.put(trial)
+        return compiler.compile(source, num_bytes)
+
+
+def _next(queue: "SimpleQueue[_Compilation]") -> _Compilation | None:
+    try:
+        return queue.get_nowait()
+    except Empty:
+        return None

@@ -1,0 +1,92 @@
+"""Jobs that wait for their grammars."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from engine_harness import make_job
+from tiny_models import EOS_ID, VOCAB_SIZE, make_tiny_tokenizer
+
+from penstock.scheduler.compiling import GrammarQueue, Outcome
+from penstock.scheduler.errors import RequestError
+from penstock.scheduler.grammar import Grammar, GrammarCompiler
+from penstock.scheduler.grammar_trial import Trial
+from penstock.scheduler.messages import Submit
+
+GOOD, BAD = 'start: "a"', "start: ("
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_tiny_tokenizer(tmp_path_factory.mktemp("tokenizer"))
+
+
+@pytest.fixture
+def compiler(folder: Path) -> GrammarCompiler:
+    return GrammarCompiler(folder, VOCAB_SIZE, {EOS_ID})
+
+
+class Waiting:
+    """A queue, and what came out of it."""
+
+    def __init__(self) -> None:
+        self.woken = threading.Semaphore(0)
+        self.queue = GrammarQueue(self.woken.release)
+
+    def next(self) -> list[tuple[Submit, Outcome]]:
+        assert self.woken.acquire(timeout=60)
+        return self.queue.take_finished()
+
+
+@pytest.fixture
+def waiting(monkeypatch: pytest.MonkeyPatch) -> Iterator[Waiting]:
+    """Without processes of their own, which test_grammar_trial tests."""
+    monkeypatch.setattr(Trial, "measure", lambda trial, vocabulary, source: 7)
+    yield Waiting()
+
+
+def test_jobs_of_one_grammar_come_together_and_in_order(waiting: Waiting, compiler: GrammarCompiler) -> None:
+    jobs = [make_job([5], grammar=GOOD) for _ in range(4)]
+    for job in jobs:
+        waiting.queue.add(job, compiler)
+    waiting.queue.cancel(jobs[1].request_id)
+    waiting.queue.cancel("unknown")
+    assert waiting.queue.has_jobs("m")
+    assert not waiting.queue.has_jobs("another")
+    finished = waiting.next()
+    assert [job for job, _ in finished] == [jobs[0], jobs[2], jobs[3]]
+    assert all(isinstance(outcome, Grammar) and outcome is compiler.find(GOOD) for _, outcome in finished)
+    assert waiting.queue.take_finished() == []
+    assert not waiting.queue.has_jobs("m")
+
+
+def test_a_bad_grammar_refuses_its_own_jobs(waiting: Waiting, compiler: GrammarCompiler) -> None:
+    good, bad = make_job([5], grammar=GOOD), make_job([5], grammar=BAD)
+    waiting.queue.add(bad, compiler)
+    waiting.queue.add(good, compiler)
+    outcomes = {job.request_id: outcome for job, outcome in waiting.next() + waiting.next()}
+    assert isinstance(outcomes[good.request_id], Grammar)
+    refused = outcomes[bad.request_id]
+    assert isinstance(refused, RequestError)
+    assert refused.code == "invalid_grammar"
+    with pytest.raises(RequestError, match="the limit is"):
+        waiting.queue.add(make_job([5], grammar="x" * (1 << 21)), compiler)
+
+
+def test_a_cancelled_jobs_grammar_is_remembered_all_the_same(waiting: Waiting, compiler: GrammarCompiler) -> None:
+    job = make_job([5], grammar=GOOD)
+    waiting.queue.add(job, compiler)
+    waiting.queue.cancel(job.request_id)
+    assert waiting.next() == []
+    assert compiler.find(GOOD)
+
+
+def test_a_failure_of_the_library_reaches_the_job(
+    waiting: Waiting, compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "compile", lambda source, num_bytes: 1 // 0)
+    waiting.queue.add(make_job([5], grammar=GOOD), compiler)
+    ((_, outcome),) = waiting.next()
+    assert isinstance(outcome, RequestError)
+    assert "ZeroDivisionError" in outcome.message
