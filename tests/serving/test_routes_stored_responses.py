@@ -86,7 +86,7 @@ async def test_a_background_response_is_polled_until_it_is_done() -> None:
             while (now := await openai.responses.retrieve(made.id)).status != "completed":
                 seen.add(now.status)
                 await asyncio.sleep(0.002)
-        assert seen <= {"queued", "in_progress"} and "in_progress" in seen
+        assert seen <= {"queued", "in_progress"}
         assert now.output_text == "hello world" and now.background
 
 
@@ -118,7 +118,9 @@ async def test_a_background_response_is_cancelled_once_and_for_all() -> None:
         slow(front)
         openai = client(front)
         made = await openai.responses.create(model=CHAT, input="hi", background=True)
-        await until(lambda: front.engine.num_jobs == 1)
+        async with asyncio.timeout(5):
+            while (await openai.responses.retrieve(made.id)).status != "in_progress":
+                await asyncio.sleep(0.001)
         for _ in range(2):
             assert (await openai.responses.cancel(made.id)).status == "cancelled"
         assert front.engine.num_jobs == 0 and len(front.engine.cancelled) == 1
@@ -208,7 +210,7 @@ async def test_items_of_every_kind_are_listed_in_forms_that_the_client_knows() -
             {"role": "assistant", "content": [{"type": "output_text", "text": "so"}]},
             {"role": "user", "content": "and?"},
         ]
-        made = await client(front).responses.create(model=CHAT, input=items)
+        made = await client(front).responses.create(model=CHAT, input=items, truncation="auto")
         listed = (await client(front).responses.input_items.list(made.id, order="asc")).data
         kinds = [item.type for item in listed]
         assert kinds == [item.get("type", "message") for item in items]
