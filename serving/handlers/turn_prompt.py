@@ -8,10 +8,10 @@ from penstock.scheduler.messages import ModelReady
 
 from ..errors import ApiError
 from ..text.chat_template import ChatTemplate, TemplateRefusalError
+from ..text.roles import settle_roles
 from ..text.served_model import ServedModel
 from ..text.tokenizer import off_loop
 from ..text.tool_formats.custom_block import any_definition
-from ..text.tool_formats.prompted import without_system
 from ..text.turn_grammar import ThinkState
 from .sampling import token_limit
 from .turn_tools import TurnTools, resolve_tools
@@ -77,10 +77,8 @@ def render_text(tools: TurnTools, variables: Mapping[str, Any]) -> str:
     """
     request, template = tools.request, tools.template
     messages = tools.format.adapt(request.messages, tools.offered)
-    if not template.takes_system and not tools.format.reads_tools and tools.offered:
-        messages = without_system(messages)
     return template.render(
-        messages,
+        settle_roles(messages, template.roles),
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=request.continue_final_message,
         tools=[any_definition(tool) for tool in tools.offered] if tools.format.reads_tools else (),

@@ -17,6 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..protocol.chat import RESERVED_TEMPLATE_NAMES
 from .reasoning import find_think_markers
+from .roles import RoleRules
 from .tool_formats.detect import detect_tool_format
 from .tool_formats.format import arguments_object
 
@@ -41,7 +42,7 @@ class ChatTemplate:
         variables: the names that it reads and that a request may set.
         think_markers: what the model writes around its thinking, if it thinks.
         tool_format: how the model calls tools.
-        takes_system: it has a place for a system message.
+        roles: which orders of roles it takes.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
@@ -54,7 +55,7 @@ class ChatTemplate:
         self._special_tokens = dict(special_tokens)
         self._knows_developer = "developer" in source
         self._wants_parts = not self._shows(_said(_PROBE)) and self._shows(_said([{"type": "text", "text": _PROBE}]))
-        self.takes_system = self._shows([self._adapt({"role": "system", "content": _PROBE}), *_said("hi")])
+        self.roles = self._find_roles()
         self._arguments_as_text, self._empty_content = self._find_form_of_calls()
 
     def render(
@@ -121,6 +122,14 @@ class ChatTemplate:
         else:
             arguments = arguments_object(arguments)
         return {**call, "function": {**function, "arguments": arguments}}
+
+    def _find_roles(self) -> RoleRules:
+        probe, hi = ([self._adapt(message)] for message in ({"role": "system", "content": _PROBE}, *_said("hi")))
+        return RoleRules(
+            system=self._shows([*probe, *hi]),
+            late_system=self._shows([*hi, *probe, *hi]),
+            neighbours=self._shows([*map(self._adapt, _said(_PROBE)), *hi]),
+        )
 
     def _find_form_of_calls(self) -> tuple[bool, str | None]:
         """Whether arguments go in as text, and what a message that only calls has as its content."""

@@ -11,7 +11,7 @@ import pytest
 from anthropic import AsyncAnthropic, BadRequestError, NotFoundError
 from fake_engine import CHAT, Exchange, Front, model_ready, open_front, until, use_template
 
-from penstock.scheduler.messages import JobError, RequestOutput
+from penstock.scheduler.messages import JobError, RequestOutput, Submit
 
 CLAUDE_CODE = json.loads((Path(__file__).parents[1] / "data" / "claude_code_request.json").read_text())
 HI: list[Any] = [{"role": "user", "content": "hi"}]
@@ -288,3 +288,68 @@ async def test_a_client_that_goes_away_is_cancelled(stream: bool) -> None:
         exchange.disconnect()
         await exchange.task
         assert front.engine.cancelled == [front.engine.job.request_id] and front.engine.num_jobs == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_tool_is_called_and_answered(stream: bool) -> None:
+    async with open_anthropic() as (front, client):
+        front.engine.text = "Let me see.\n" + CALL
+        arguments: Any = {"model": CHAT, "messages": HI, "max_tokens": 200, "tools": [WEATHER]}
+        if stream:
+            async with client.messages.stream(**arguments) as events:
+                pieces = [event.partial_json async for event in events if event.type == "input_json"]
+                message: Any = await events.get_final_message()
+            assert len(pieces) > 1 and json.loads("".join(pieces)) == {"city": "Zürich"}
+        else:
+            message = await client.messages.create(**arguments)
+        text, call = message.content
+        assert text.text.strip() == "Let me see." and message.stop_reason == "tool_use"
+        assert (call.type, call.name, call.input) == ("tool_use", "get_weather", {"city": "Zürich"})
+        assert call.id.startswith("toolu_")
+        front.engine.jobs.clear()
+        front.engine.text = "Sunny."
+        answer = [{"type": "tool_result", "tool_use_id": call.id, "content": "rain", "is_error": True}]
+        history = [*HI, {"role": "assistant", "content": message.content}, {"role": "user", "content": answer}]
+        again = await client.messages.create(**(arguments | {"messages": history}))
+        assert again.content[0].text == "Sunny."
+        shown = prompt(front)
+        assert "Error: rain" in shown and '"city": "Zürich"' in shown and "Tells the weather." in shown
+
+
+async def test_a_forced_choice_of_tools() -> None:
+    async with open_anthropic() as (front, client):
+        front.engine.text = CALL
+        named = {"type": "tool", "name": "get_weather", "disable_parallel_tool_use": True}
+        for choice in ({"type": "any"}, named):
+            message = await client.messages.create(
+                model=CHAT,
+                messages=HI,
+                max_tokens=200,
+                tools=[WEATHER],
+                tool_choice=choice,  # type: ignore[arg-type]
+            )
+            assert message.stop_reason == "tool_use"
+        assert all(isinstance(job, Submit) and job.sampling.grammar for job in front.engine.jobs)
+        front.engine.text = "No."
+        message = await client.messages.create(
+            model=CHAT, messages=HI, max_tokens=9, tools=[WEATHER], tool_choice={"type": "none"}
+        )
+        assert message.stop_reason == "end_turn"
+
+
+async def test_tools_that_no_model_is_offered_are_named() -> None:
+    async with open_anthropic() as (front, _):
+        tools = [{"type": "web_search_20250305", "name": "web_search", "max_uses": 3}, WEATHER]
+        response = await front.post("/v1/messages", {"model": CHAT, "max_tokens": 5, "messages": HI, "tools": tools})
+        assert response.status_code == 200, response.text
+        assert response.headers["x-penstock-tools-not-offered"] == "web_search"
+        assert "web_search" not in prompt(front) and "get_weather" in prompt(front)
+
+
+async def test_json_that_fits_a_schema() -> None:
+    async with open_anthropic() as (front, client):
+        schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
+        await client.messages.create(
+            model=CHAT, max_tokens=50, messages=HI, output_config={"format": {"type": "json_schema", "schema": schema}}
+        )
+        assert "integer" in front.engine.job.sampling.grammar

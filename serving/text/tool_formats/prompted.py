@@ -48,14 +48,6 @@ def system_text(tools: Sequence[Tool]) -> str:
     )
 
 
-def without_system(messages: Sequence[Message]) -> list[Message]:
-    """The system message as the beginning of the first user message, for chat templates that have no place for one."""
-    if len(messages) < 2 or messages[0]["role"] not in ("system", "developer") or messages[1]["role"] != "user":
-        return list(messages)
-    first = messages[1] | {"content": f"{messages[0]['content']}\n\n{messages[1]['content']}"}
-    return [first, *messages[2:]]
-
-
 def _add_system_text(messages: list[Message], text: str) -> None:
     if messages and messages[0]["role"] in ("system", "developer"):
         messages[0] = messages[0] | {"content": f"{messages[0]['content']}\n\n{text}"}
