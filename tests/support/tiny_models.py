@@ -5,6 +5,8 @@ The weights are scaled so that greedy output keeps changing: a model that repeat
 
 import json
 import math
+import shutil
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +75,47 @@ def make_tiny(family: str, folder: Path, *, seed: int = 0, dtype: torch.dtype = 
     fields = {**FAMILIES[family], **changes}
     model = random_model(tiny_config(fields.pop("model_type"), **fields), seed=seed)
     model.to(dtype).save_pretrained(folder)
+    return folder
+
+
+def make_parrot(folder: Path, tokenizer: Path, text: str, *, max_length: int) -> Path:
+    """Write a model that says `text` and ends, whatever it is asked. Returns `folder`.
+
+    Its layers add nothing, so each token leads to the next by the output matrix alone: from the last token of the
+    prompt, which is a newline, through the tokens of `text`, no two of which may be the same, to the end token.
+
+    Args:
+        folder: for the model.
+        tokenizer: the folder of a model whose tokenizer and chat template it gets.
+        text: what it says.
+        max_length: its context in tokens.
+    """
+    library = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    newline, *spoken = library.encode("\n" + text, add_special_tokens=False).ids
+    chain = [newline, *spoken, library.token_to_id("<|im_end|>")]
+    assert len(set(chain)) == len(chain), "a token that comes twice would lead to two others"
+    config = tiny_config(
+        "llama",
+        vocab_size=library.get_vocab_size(),
+        num_hidden_layers=1,
+        max_position_embeddings=max_length,
+        eos_token_id=chain[-1],
+    )
+    model = random_model(config, seed=0)
+    weights = model.state_dict()
+    with torch.no_grad():
+        for name in ("self_attn.o_proj", "mlp.down_proj"):
+            weights[f"model.layers.0.{name}.weight"].zero_()
+        weights["model.norm.weight"].fill_(1.0)
+        directions = torch.nn.functional.normalize(weights["model.embed_tokens.weight"], dim=-1)
+        weights["lm_head.weight"].zero_()
+        for token_id, following in pairwise(chain):
+            weights["lm_head.weight"][following] = 20 * directions[token_id]
+    model.generation_config.eos_token_id = chain[-1]
+    model.save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"):
+        if (tokenizer / name).is_file():
+            shutil.copy(tokenizer / name, folder / name)
     return folder
 
 
