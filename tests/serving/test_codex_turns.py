@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from codex import codex_binary, run_codex, write_config
-from fake_engine import CHAT, Front, model_ready, open_front, tiny_tokenizer, use_template
+from fake_engine import CHAT, Front, Script, model_ready, open_front, tiny_tokenizer, use_template
 from tcp_front import listening
 
 from penstock.scheduler.messages import Submit
@@ -59,6 +59,29 @@ async def test_a_text_turn(tmp_path: Path) -> None:
         assert run.status == 0, run
         assert [message["text"] for message in run.items("agent_message")] == ["hello world"]
         assert run.usage["input_tokens"] == len(front.engine.job.prompt_token_ids)
+
+
+async def test_a_turn_that_runs_a_command(tmp_path: Path) -> None:
+    codex_binary()
+    call = {"name": "exec_command", "arguments": {"cmd": "echo from-the-shell-$((40 + 2))"}}
+
+    def script(job: Submit) -> Script:
+        seen = "from-the-shell-42" in prompt_of(job)
+        front.engine.text = "It printed 42." if seen else f"<tool_call>\n{json.dumps(call)}\n</tool_call>"
+        return front.engine.say(job)
+
+    async with open_front() as front, listening(front) as base_url:
+        give_room(front)
+        use_template(front, TEMPLATE)
+        front.engine.script = script
+        write_config(tmp_path, base_url, CHAT)
+        run = await asyncio.to_thread(run_codex, "run it", tmp_path)
+        assert run.status == 0, run
+        (command,) = run.items("command_execution")
+        assert "from-the-shell-42" in command["aggregated_output"] and command["exit_code"] == 0
+        assert [message["text"] for message in run.items("agent_message")] == ["It printed 42."]
+        first, second = (job.prompt_token_ids for job in front.engine.jobs if isinstance(job, Submit))
+        assert second[: len(first)] == first  # so that the prefix cache has it all
 
 
 async def test_a_context_that_is_too_short_is_said_once(tmp_path: Path) -> None:

@@ -176,6 +176,35 @@ async def test_clients_that_ask_for_a_summary_get_the_thinking_as_one() -> None:
         assert "content" not in thought and "encrypted_content" not in thought
 
 
+async def test_calls_in_the_models_text_become_items() -> None:
+    async with open_front() as front:
+        give_room(front)
+        use_template(front, TOOL_TEMPLATE)
+        front.engine.text = f"I look.\n{CALL}\n{CALL.replace('look', 'agents__look')}"
+        agents = {"type": "namespace", "name": "agents", "description": "", "tools": [LOOK]}
+        events = await stream(front, tools=[LOOK, agents])
+        message, first, second = events[-1]["response"]["output"]
+        assert message["content"][0]["text"].strip() == "I look."
+        assert [(item["type"], item["name"], item.get("namespace")) for item in (first, second)] == [
+            ("function_call", "look", None),
+            ("function_call", "look", "agents"),
+        ]
+        assert json.loads(first["arguments"]) == {"at": "a"} and first["call_id"] != second["call_id"]
+        pieces = [event for event in events if event["type"] == "response.function_call_arguments.delta"]
+        assert "".join(event["delta"] for event in pieces if event["output_index"] == 1) == first["arguments"]
+
+
+async def test_a_call_that_is_cut_is_incomplete() -> None:
+    async with open_front() as front:
+        give_room(front)
+        use_template(front, TOOL_TEMPLATE)
+        front.engine.text = CALL
+        limit = len(front.engine.encode(CALL.partition(': "a"')[0]))
+        response = (await respond(front, tools=[LOOK], max_output_tokens=limit)).json()
+        (call,) = response["output"]
+        assert response["status"] == call["status"] == "incomplete" and call["arguments"].startswith('{"at"')
+
+
 async def test_built_in_tools_are_echoed_and_said_not_to_be_offered() -> None:
     async with open_front() as front:
         use_template(front, TOOL_TEMPLATE)
@@ -302,6 +331,15 @@ async def test_silence_is_filled_with_data_events(monkeypatch: pytest.MonkeyPatc
         names = [event["type"] for event in await stream(front)]
         assert names[:4] == ["response.created", *["response.in_progress"] * 3]
         assert names.count("response.in_progress") > 3
+
+        def computing(job: Submit) -> list[RequestOutput | float]:
+            """A long prompt: signs of life that are no events."""
+            signs = [RequestOutput(job.request_id, [], num_computed_tokens=number) for number in range(1, 30)]
+            return [item for sign in signs for item in (sign, 0.002)] + front.engine.say(job)
+
+        front.engine.script = computing
+        names = [event["type"] for event in await stream(front)]
+        assert 3 < names.count("response.in_progress") < 25
 
 
 async def test_a_trailing_trigger_makes_one_compaction_item_that_can_come_back() -> None:

@@ -91,14 +91,16 @@ class LiveResponse:
         try:
             for event in self._begin():
                 yield event
-            news = await self._next(KEEP_ALIVE_SECONDS) if self._first == [] else self._first
+            spoken = time.monotonic()
+            news = self._first
             while news is not None and not isinstance(news, Exception):
-                if news:
-                    for event in self._feed(news):
-                        yield event
-                else:
-                    yield self._numbers.event("response.in_progress", {"response": self.response})
-                news = await self._next(KEEP_ALIVE_SECONDS)
+                events = self._feed(news)
+                if not events and time.monotonic() - spoken >= KEEP_ALIVE_SECONDS:
+                    events = [self._numbers.event("response.in_progress", {"response": self.response})]
+                for event in events:
+                    yield event
+                    spoken = time.monotonic()
+                news = await self._next(spoken + KEEP_ALIVE_SECONDS - time.monotonic())
             yield self._end(news)
         finally:
             await self.close()
@@ -160,8 +162,8 @@ class LiveResponse:
         }
 
     def _feed(self, batch: list[TurnEvent]) -> list[Event]:
-        assert self._output is not None  # there are no events before there is a turn
-        return self._output.feed(batch)
+        """The stream's events for what is new; the computing of a long prompt, for one, is not worth any."""
+        return self._output.feed(batch) if self._output is not None else []
 
     def _end(self, error: Exception | None) -> Event:
         changes: Json = self._known_of_turn() | {"usage": self._usage()}

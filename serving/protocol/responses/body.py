@@ -93,7 +93,8 @@ def _as_conversation(value: Any) -> Any:
 class _History(RequestBody):
     """What is before the answer: instructions, earlier answers, input and tools."""
 
-    model: str
+    model: str = ""
+    """Empty: the default model, if there is one."""
     input: Items = Field(default_factory=list)
     instructions: str | None = Field(default=None, max_length=MAX_TEXT_LENGTH)
     previous_response_id: str | None = Field(default=None, min_length=1)
