@@ -16,6 +16,7 @@ from .routes.envelope import Envelope
 from .routes.lmstudio import lmstudio_router
 from .routes.lmstudio_v0 import lmstudio_v0_router
 from .routes.models import models_router
+from .routes.openapi import DOCS_ASSETS, docs_assets, openapi_router
 from .routes.rerank import rerank_router
 from .routes.responses import responses_router
 from .routes.status import status_router
@@ -50,20 +51,25 @@ def create_app(
     """
     app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     services = Services(engine, registry, lifecycle, Metrics(engine), runs.store, runs, downloads)
-    app.include_router(anthropic_router(services, max_body_bytes=max_body_bytes))
-    app.include_router(chat_router(services, max_body_bytes=max_body_bytes))
-    app.include_router(completions_router(services, max_body_bytes=max_body_bytes))
-    app.include_router(conversations_router(services, max_body_bytes=max_body_bytes))
-    app.include_router(embeddings_router(services, max_body_bytes=max_body_bytes))
-    app.include_router(rerank_router(services, max_body_bytes=max_body_bytes))
-    app.include_router(tokenize_router(services, max_body_bytes=max_body_bytes))
-    app.include_router(lmstudio_router(services, max_body_bytes=max_body_bytes))
-    app.include_router(lmstudio_v0_router(services, max_body_bytes=max_body_bytes))
-    app.include_router(models_router(services))
-    app.include_router(responses_router(services, max_body_bytes=max_body_bytes))
-    app.include_router(status_router(services))
-    app.include_router(stored_chat_router(services, max_body_bytes=max_body_bytes))
-    app.include_router(stored_responses_router(services))
+    routers = [
+        anthropic_router(services, max_body_bytes=max_body_bytes),
+        chat_router(services, max_body_bytes=max_body_bytes),
+        completions_router(services, max_body_bytes=max_body_bytes),
+        conversations_router(services, max_body_bytes=max_body_bytes),
+        embeddings_router(services, max_body_bytes=max_body_bytes),
+        rerank_router(services, max_body_bytes=max_body_bytes),
+        tokenize_router(services, max_body_bytes=max_body_bytes),
+        lmstudio_router(services, max_body_bytes=max_body_bytes),
+        lmstudio_v0_router(services, max_body_bytes=max_body_bytes),
+        models_router(services),
+        responses_router(services, max_body_bytes=max_body_bytes),
+        stored_chat_router(services, max_body_bytes=max_body_bytes),
+        stored_responses_router(services),
+        status_router(services),
+    ]
+    for router in (*routers, openapi_router(routers)):
+        app.include_router(router)
+    app.mount(DOCS_ASSETS, docs_assets())
     errors.install(app)
     app.add_middleware(Envelope, metrics=services.metrics)
     return app

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, model_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
+from .description import complete
 from .explain import preview
 
 
@@ -23,6 +24,11 @@ class Tolerated:
     only: tuple[object, ...] | None = None
     """Values that ask for what happens anyway; None: any value."""
 
+    def schema(self) -> dict[str, Any] | None:
+        """Its JSON Schema."""
+        values = {} if self.only is None else {"enum": [*self.only, None]}
+        return values | {"description": f"Accepted without effect. {self.reason}"}
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:
@@ -30,6 +36,10 @@ class Refused:
 
     reason: str
     remedy: str = "Leave it out."
+
+    def schema(self) -> dict[str, Any] | None:
+        """None: to JSON Schema it is as unknown as any other field."""
+        return None
 
 
 class RequestBody(BaseModel):
@@ -46,6 +56,13 @@ class RequestBody(BaseModel):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Note the names once: pydantic calls this for each model whose fields are complete."""
         cls.executed_fields = frozenset(field.alias or name for name, field in cls.model_fields.items())
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """What `_settle_fields` does to a field, said in the schema."""
+        schema = handler.resolve_ref_schema(handler(core_schema))
+        complete(schema, cls)
+        return schema
 
     @model_validator(mode="before")
     @classmethod

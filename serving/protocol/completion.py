@@ -25,6 +25,9 @@ def _check_max_tokens(value: Any) -> Any:
     return value
 
 
+_MaxTokens = Annotated[int, Field(ge=-1)] | None
+
+
 class CompletionBody(GenerationBody):
     """POST /v1/completions."""
 
@@ -34,7 +37,7 @@ class CompletionBody(GenerationBody):
     suffix: str | None = None
     """The text after the gap that is to be filled; empty: none."""
     echo: bool = False
-    max_tokens: Annotated[int | None, BeforeValidator(_check_max_tokens)] = None
+    max_tokens: Annotated[int | None, BeforeValidator(_check_max_tokens, json_schema_input_type=_MaxTokens)] = None
     """0: only the prompt is scored (`echo` with `logprobs`); -1: as many as fit."""
     best_of: int | None = Field(default=None, ge=0, le=MAX_BEST_OF)
     """So many choices are generated for each prompt, and the `n` of the highest mean log probability returned."""

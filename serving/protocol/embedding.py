@@ -2,9 +2,10 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, PositiveInt, model_validator
 
 from .body import RequestBody, invalid
+from .generation import NoLimit
 from .inputs import Inputs
 from .other_fields import EMBEDDING
 
@@ -21,7 +22,9 @@ def _check_truncation(value: Any) -> Any:
     return value
 
 
-TruncatePromptTokens = Annotated[int | None, BeforeValidator(_check_truncation)]
+TruncatePromptTokens = Annotated[
+    int | None, BeforeValidator(_check_truncation, json_schema_input_type=NoLimit | PositiveInt | None)
+]
 
 
 class EmbeddingBody(RequestBody):

@@ -1,8 +1,8 @@
 """What chat and completion requests have in common: model, sampling, stopping, streaming."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints
+from pydantic import BeforeValidator, Field, PlainValidator, PositiveInt, StringConstraints, WithJsonSchema
 
 from .body import RequestBody, invalid
 from .explain import preview
@@ -18,6 +18,8 @@ MAX_BIAS = 100
 _MAX_SEED = 2**63
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
+
+_StopStrings = Annotated[list[StopString], Field(max_length=MAX_STOP_STRINGS)]
 
 
 def _as_list(value: Any) -> Any:
@@ -46,8 +48,16 @@ def _check_logit_bias(value: Any) -> dict[int, float]:
     return {int(key): float(bias) for key, bias in value.items()}
 
 
-LogitBias = Annotated[dict[int, float], PlainValidator(_check_logit_bias)]
-MaxTokens = Annotated[int | None, BeforeValidator(_check_max_tokens)]
+_BIAS_SCHEMA = {
+    "type": "object",
+    "patternProperties": {"^[0-9]{1,9}$": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS}},
+    "additionalProperties": False,
+}
+NoLimit = Literal[-1]
+LogitBias = Annotated[dict[int, float], PlainValidator(_check_logit_bias), WithJsonSchema(_BIAS_SCHEMA)]
+MaxTokens = Annotated[
+    int | None, BeforeValidator(_check_max_tokens, json_schema_input_type=NoLimit | PositiveInt | None)
+]
 
 
 class StreamOptions(RequestBody):
@@ -64,8 +74,8 @@ class SamplingBody(RequestBody):
     """How tokens are chosen and when they end, on every endpoint that generates; None: the client is silent."""
 
     model: str
-    stop: Annotated[list[StopString], BeforeValidator(_as_list)] = Field(
-        default_factory=list, max_length=MAX_STOP_STRINGS
+    stop: Annotated[_StopStrings, BeforeValidator(_as_list, json_schema_input_type=StopString | _StopStrings)] = Field(
+        default_factory=list
     )
     stop_token_ids: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list, max_length=256)
     ignore_eos: bool = False

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from .body import invalid
 
@@ -35,6 +35,8 @@ def _is_token_ids(value: list[Any]) -> bool:
     return all(type(item) is int and 0 <= item < 2**31 for item in value)
 
 
+_TokenIds = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+_InputsForm = str | _TokenIds | Annotated[list[str | _TokenIds], Field(min_length=1)]
 # The check is complete, and pydantic's own would walk through every token id once more.
-Inputs = Annotated[list[str | list[int]], PlainValidator(_check)]
+Inputs = Annotated[list[str | list[int]], PlainValidator(_check, json_schema_input_type=_InputsForm)]
 """Texts and token ids; a single text or list of ids becomes a list of one."""

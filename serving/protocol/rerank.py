@@ -20,6 +20,13 @@ def _check_documents(value: Any) -> list[str]:
     """
     if not isinstance(value, list):
         raise invalid("invalid_type", "expected an array of strings, or of objects with a string in 'text'.")
+    if not value:
+        raise invalid("empty_array", "the array is empty. Send at least one document.")
+    if len(value) > MAX_DOCUMENTS:
+        raise invalid(
+            "array_above_max_length",
+            f"{len(value)} documents are more than {MAX_DOCUMENTS}. Send them in several requests.",
+        )
     documents = []
     for number, item in enumerate(value):
         text = item.get("text") if isinstance(item, dict) else item
@@ -37,16 +44,16 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-Documents = Annotated[
-    list[str],
-    PlainValidator(_check_documents, json_schema_input_type=list[str | dict[str, str]]),
-    Field(min_length=1, max_length=MAX_DOCUMENTS),
-]
-Texts = Annotated[
-    list[str],
-    BeforeValidator(_as_list, json_schema_input_type=str | list[str]),
-    Field(min_length=1, max_length=MAX_DOCUMENTS),
-]
+class DocumentText(RequestBody):
+    """A document that is an object; only its text is read."""
+
+    text: str
+
+
+_DocumentsForm = Annotated[list[str | DocumentText], Field(min_length=1, max_length=MAX_DOCUMENTS)]
+_TextsForm = Annotated[list[str], Field(min_length=1, max_length=MAX_DOCUMENTS)]
+Documents = Annotated[list[str], PlainValidator(_check_documents, json_schema_input_type=_DocumentsForm)]
+Texts = Annotated[_TextsForm, BeforeValidator(_as_list, json_schema_input_type=str | _TextsForm)]
 """A single text becomes a list of one."""
 
 

@@ -1,5 +1,7 @@
 """Anthropic's routes: POST /v1/messages and /v1/messages/count_tokens."""
 
+from typing import Any
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -8,9 +10,11 @@ from ..handlers.anthropic.messages import MessagesHandler
 from ..handlers.anthropic.request import not_offered
 from ..handlers.services import Services
 from ..principal import principal_of
+from ..protocol.answers.anthropic import Message, MessageTokens
 from ..protocol.anthropic.messages import MessagesBody, PromptBody
 from ..sse import EventStream, until_disconnect
 from .bodies import read_body
+from .operation import documented
 
 
 def anthropic_router(services: Services, *, max_body_bytes: int) -> APIRouter:
@@ -18,7 +22,9 @@ def anthropic_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     router = APIRouter(prefix="/v1/messages")
     messages = MessagesHandler(services)
 
-    @router.post("", response_model=None)
+    @router.post(
+        "", **documented("Make a message", tag="Anthropic", body=MessagesBody, answer=Message, events=dict[str, Any])
+    )
     async def create_message(request: Request) -> Response:
         body = await read_body(request, MessagesBody, max_body_bytes)
         turn = await messages.prepare(body, principal_of(request.headers))
@@ -31,7 +37,7 @@ def anthropic_router(services: Services, *, max_body_bytes: int) -> APIRouter:
             response.headers["x-penstock-tools-not-offered"] = ", ".join(map(_header_value, names[:16]))
         return response
 
-    @router.post("/count_tokens", response_model=None)
+    @router.post("/count_tokens", **documented("Count tokens", tag="Anthropic", body=PromptBody, answer=MessageTokens))
     async def count_tokens(request: Request) -> Response:
         body = await read_body(request, PromptBody, max_body_bytes)
         return Response(await messages.count_tokens(body, principal_of(request.headers)), media_type="application/json")

@@ -8,9 +8,11 @@ from starlette.responses import Response
 from ..handlers.chat import ChatHandler
 from ..handlers.services import Services
 from ..principal import principal_of
+from ..protocol.answers.chat import ChatChunk, ChatCompletion
 from ..protocol.chat import ChatCompletionBody
 from ..sse import EventStream, until_disconnect
 from .bodies import json_response, read_body
+from .operation import documented
 
 
 def chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
@@ -18,7 +20,10 @@ def chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     router = APIRouter(prefix="/v1")
     chat = ChatHandler(services)
 
-    @router.post("/chat/completions", response_model=None)
+    @router.post(
+        "/chat/completions",
+        **documented("Answer a chat", tag="Chat", body=ChatCompletionBody, answer=ChatCompletion, events=ChatChunk),
+    )
     async def create_chat_completion(request: Request) -> Response:
         body = await read_body(request, ChatCompletionBody, max_body_bytes)
         turn = await chat.prepare(body, principal_of(request.headers))

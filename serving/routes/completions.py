@@ -8,9 +8,11 @@ from starlette.responses import Response
 from ..handlers.completion import CompletionHandler
 from ..handlers.services import Services
 from ..principal import principal_of
+from ..protocol.answers.completion import Completion, CompletionChunk
 from ..protocol.completion import CompletionBody
 from ..sse import EventStream, until_disconnect
 from .bodies import json_response, read_body
+from .operation import documented
 
 
 def completions_router(services: Services, *, max_body_bytes: int) -> APIRouter:
@@ -18,7 +20,10 @@ def completions_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     router = APIRouter(prefix="/v1")
     handler = CompletionHandler(services)
 
-    @router.post("/completions", response_model=None)
+    @router.post(
+        "/completions",
+        **documented("Continue prompts", tag="Text", body=CompletionBody, answer=Completion, events=CompletionChunk),
+    )
     async def create_completion(request: Request) -> Response:
         body = await read_body(request, CompletionBody, max_body_bytes)
         completion = await handler.prepare(body, principal_of(request.headers))

@@ -1,5 +1,7 @@
 """LM Studio's native routes: /api/v1, and /api/v0, whose answers are OpenAI's with statistics."""
 
+from typing import Any
+
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -9,10 +11,12 @@ from ..handlers.lmstudio.chat import NativeChat
 from ..handlers.lmstudio.models import NativeModelsHandler
 from ..handlers.services import Services
 from ..principal import principal_of
+from ..protocol.answers import lmstudio as answers
 from ..protocol.lmstudio.chat import NativeChatBody
 from ..protocol.lmstudio.models import LoadBody, UnloadBody
 from ..sse import EventStream, until_disconnect
 from .bodies import json_response, read_body
+from .operation import documented
 
 
 def lmstudio_router(services: Services, *, max_body_bytes: int) -> APIRouter:
@@ -20,7 +24,12 @@ def lmstudio_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     router = APIRouter(prefix="/api/v1")
     models = NativeModelsHandler(services)
 
-    @router.post("/chat", response_model=None)
+    @router.post(
+        "/chat",
+        **documented(
+            "Answer a chat", tag="LM Studio", body=NativeChatBody, answer=answers.NativeChat, events=dict[str, Any]
+        ),
+    )
     async def chat(request: Request) -> Response:
         body = await read_body(request, NativeChatBody, max_body_bytes)
         turn = NativeChat(services, body, principal_of(request.headers))
@@ -28,15 +37,19 @@ def lmstudio_router(services: Services, *, max_body_bytes: int) -> APIRouter:
             return EventStream(turn.stream())
         return json_response(orjson.dumps(await until_disconnect(request.receive, turn.answer())))
 
-    @router.get("/models", response_model=None)
+    @router.get("/models", **documented("All models", tag="LM Studio", answer=answers.NativeModels))
     async def list_models() -> dict[str, object]:
         return await models.list_v1()
 
-    @router.post("/models/load", response_model=None)
+    @router.post(
+        "/models/load", **documented("Load a model", tag="LM Studio", body=LoadBody, answer=answers.LoadedModel)
+    )
     async def load(request: Request) -> dict[str, object]:
         return await models.load(await read_body(request, LoadBody, max_body_bytes))
 
-    @router.post("/models/unload", response_model=None)
+    @router.post(
+        "/models/unload", **documented("Unload a model", tag="LM Studio", body=UnloadBody, answer=answers.UnloadedModel)
+    )
     async def unload(request: Request) -> dict[str, object]:
         body = await read_body(request, UnloadBody, max_body_bytes)
         return await models.unload(body.instance_id)

@@ -12,11 +12,14 @@ from ..handlers.lmstudio.models import NativeModelsHandler
 from ..handlers.lmstudio.v0 import StatisticsHandler
 from ..handlers.services import Services
 from ..principal import principal_of
+from ..protocol.answers import lmstudio as answers
+from ..protocol.answers.embedding import Embeddings
 from ..protocol.chat import ChatCompletionBody
 from ..protocol.completion import CompletionBody
 from ..protocol.embedding import EmbeddingBody
 from ..sse import EventStream, until_disconnect
 from .bodies import json_response, read_body
+from .operation import documented
 
 
 def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
@@ -26,15 +29,24 @@ def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     statistics = StatisticsHandler(services)
     chat, completion, embedding = ChatHandler(services), CompletionHandler(services), EmbeddingHandler(services)
 
-    @router.get("/models", response_model=None)
+    @router.get("/models", **documented("All models", tag="LM Studio", answer=answers.NativeModelsV0))
     async def list_models() -> dict[str, object]:
         return await models.list_v0()
 
-    @router.get("/models/{model_id:path}", response_model=None)
+    @router.get("/models/{model_id:path}", **documented("One model", tag="LM Studio", answer=answers.NativeModelV0))
     async def retrieve_model(model_id: str) -> dict[str, object]:
         return await models.entry_v0(model_id)
 
-    @router.post("/chat/completions", response_model=None)
+    @router.post(
+        "/chat/completions",
+        **documented(
+            "Answer a chat, with statistics",
+            tag="LM Studio",
+            body=ChatCompletionBody,
+            answer=answers.MeasuredChat,
+            events=answers.MeasuredChatChunk,
+        ),
+    )
     async def create_chat_completion(request: Request) -> Response:
         body = await read_body(request, ChatCompletionBody, max_body_bytes)
         turn = await chat.prepare(body, principal_of(request.headers))
@@ -43,7 +55,16 @@ def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
         answer = await until_disconnect(request.receive, chat.answer(turn, body))
         return json_response(orjson.dumps(statistics.complete(answer, turn.generation)))
 
-    @router.post("/completions", response_model=None)
+    @router.post(
+        "/completions",
+        **documented(
+            "Continue prompts, with statistics",
+            tag="LM Studio",
+            body=CompletionBody,
+            answer=answers.MeasuredCompletion,
+            events=answers.MeasuredCompletionChunk,
+        ),
+    )
     async def create_completion(request: Request) -> Response:
         body = await read_body(request, CompletionBody, max_body_bytes)
         prepared = await completion.prepare(body, principal_of(request.headers))
@@ -52,7 +73,7 @@ def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
         answer = await until_disconnect(request.receive, completion.answer(prepared))
         return json_response(orjson.dumps(statistics.complete(answer, prepared.generation)))
 
-    @router.post("/embeddings", response_model=None)
+    @router.post("/embeddings", **documented("Embed texts", tag="LM Studio", body=EmbeddingBody, answer=Embeddings))
     async def create_embeddings(request: Request) -> Response:
         body = await read_body(request, EmbeddingBody, max_body_bytes)
         answer = embedding.answer(body, principal_of(request.headers))

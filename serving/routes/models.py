@@ -7,7 +7,10 @@ from ..errors import ApiError
 from ..handlers.anthropic.models import AnthropicModelsHandler
 from ..handlers.models import ModelsHandler
 from ..handlers.services import Services
+from ..protocol.answers.anthropic import AnthropicModel, AnthropicModels
+from ..protocol.answers.server import Model, Models
 from ..protocol.anthropic.models import VERSION_HEADER, ModelPage
+from .operation import documented
 
 
 def models_router(services: Services) -> APIRouter:
@@ -16,19 +19,24 @@ def models_router(services: Services) -> APIRouter:
     models = ModelsHandler(services)
     anthropic = AnthropicModelsHandler(services)
 
-    @router.get("/models", response_model=None)
+    @router.get(
+        "/models",
+        **documented(
+            "All models; Anthropic's form with its version header", tag="Models", answer=Models | AnthropicModels
+        ),
+    )
     async def list_models(request: Request) -> dict[str, object]:
         if VERSION_HEADER in request.headers:
             return await anthropic.page(ModelPage.model_validate(dict(request.query_params)))
         return await models.openai_list()
 
-    @router.get("/models/{model_id:path}", response_model=None)
+    @router.get("/models/{model_id:path}", **documented("One model", tag="Models", answer=Model | AnthropicModel))
     async def retrieve_model(model_id: str, request: Request) -> dict[str, object]:
         if VERSION_HEADER in request.headers:
             return await anthropic.entry(model_id)
         return await models.openai_entry(model_id)
 
-    @router.delete("/models/{model_id:path}", response_model=None)
+    @router.delete("/models/{model_id:path}", **documented("Refused, with the reason", tag="Models", statuses=()))
     async def delete_model(model_id: str) -> None:
         card = await services.look_up(model_id)
         raise ApiError(

@@ -8,9 +8,11 @@ from starlette.responses import Response
 from ..handlers.rerank import RerankHandler
 from ..handlers.services import Services
 from ..principal import principal_of
+from ..protocol.answers.rerank import Ranking, Scores
 from ..protocol.rerank import RerankBody, ScoreBody
 from ..sse import until_disconnect
 from .bodies import json_response, read_body
+from .operation import documented
 
 
 def rerank_router(services: Services, *, max_body_bytes: int) -> APIRouter:
@@ -29,7 +31,9 @@ def rerank_router(services: Services, *, max_body_bytes: int) -> APIRouter:
         return json_response(orjson.dumps(await until_disconnect(request.receive, answer)))
 
     for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
-        router.add_api_route(path, rerank, methods=["POST"], response_model=None)
+        described = documented("Order documents by a query", tag="Text", body=RerankBody, answer=Ranking)
+        router.add_api_route(path, rerank, methods=["POST"], **described)
     for path in ("/v1/score", "/score"):
-        router.add_api_route(path, score, methods=["POST"], response_model=None)
+        described = documented("Score pairs of texts", tag="Text", body=ScoreBody, answer=Scores)
+        router.add_api_route(path, score, methods=["POST"], **described)
     return router

@@ -1,5 +1,7 @@
 """The routes that make responses: POST /v1/responses and its two neighbours, which count tokens and compact."""
 
+from typing import Any
+
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -8,9 +10,11 @@ from starlette.responses import Response
 from ..handlers.responses.handler import ResponsesHandler
 from ..handlers.services import Services
 from ..principal import principal_of
+from ..protocol.answers import responses as answers
 from ..protocol.responses.body import CompactBody, InputTokensBody, ResponseBody
 from ..sse import EventStream, until_disconnect
 from .bodies import json_response, read_body
+from .operation import documented
 
 NOT_OFFERED = "x-penstock-tools-not-offered"
 """Names the types of tools that the model does not get since nobody here runs them, such as web_search."""
@@ -21,7 +25,12 @@ def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     router = APIRouter(prefix="/v1")
     responses = ResponsesHandler(services)
 
-    @router.post("/responses", response_model=None)
+    @router.post(
+        "/responses",
+        **documented(
+            "Make a response", tag="Responses", body=ResponseBody, answer=answers.Response, events=dict[str, Any]
+        ),
+    )
     async def create_response(request: Request) -> Response:
         body = await read_body(request, ResponseBody, max_body_bytes)
         principal = principal_of(request.headers)
@@ -45,12 +54,18 @@ def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
             answer.headers[NOT_OFFERED] = ", ".join(accepted.not_offered)
         return answer
 
-    @router.post("/responses/input_tokens", response_model=None)
+    @router.post(
+        "/responses/input_tokens",
+        **documented("Count a prompt's tokens", tag="Responses", body=InputTokensBody, answer=answers.InputTokens),
+    )
     async def count_input_tokens(request: Request) -> Response:
         body = await read_body(request, InputTokensBody, max_body_bytes)
         return json_response(orjson.dumps(await responses.count(body, principal_of(request.headers))))
 
-    @router.post("/responses/compact", response_model=None)
+    @router.post(
+        "/responses/compact",
+        **documented("Shorten a conversation", tag="Responses", body=CompactBody, answer=answers.CompactedResponse),
+    )
     async def compact_conversation(request: Request) -> Response:
         body = await read_body(request, CompactBody, max_body_bytes)
         compacting = responses.compact(body, principal_of(request.headers))

@@ -6,6 +6,10 @@ from starlette.responses import Response
 
 from ..errors import RETRY_AFTER_SECONDS
 from ..handlers.services import Services
+from ..protocol.answers.server import Health, Root
+from .operation import documented
+
+_READ = ["GET", "HEAD"]
 
 
 def status_router(services: Services) -> APIRouter:
@@ -13,11 +17,17 @@ def status_router(services: Services) -> APIRouter:
     router = APIRouter()
     engine = services.engine
 
-    @router.api_route("/", methods=["GET", "HEAD"], response_model=None)
+    @router.api_route("/", methods=_READ, **documented("Where to go on", tag="Server", answer=Root))
     async def root() -> dict[str, object]:
-        return {"name": "penstock", "models": "/v1/models", "health": "/health", "metrics": "/metrics"}
+        return {
+            "name": "penstock",
+            "models": "/v1/models",
+            "health": "/health",
+            "metrics": "/metrics",
+            "docs": "/docs",
+        }
 
-    @router.api_route("/health", methods=["GET", "HEAD"], response_model=None)
+    @router.api_route("/health", methods=_READ, **documented("How the server is", tag="Server", answer=Health))
     async def health() -> Response:
         """200 while the worker lives, even when it is still loading; 503 once it is gone."""
         if engine.death is not None:
@@ -31,7 +41,9 @@ def status_router(services: Services) -> APIRouter:
         }
         return Response(orjson.dumps(state), media_type="application/json")
 
-    @router.api_route("/metrics", methods=["GET", "HEAD"], response_model=None)
+    @router.api_route(
+        "/metrics", methods=_READ, **documented("Prometheus metrics", tag="Server", media_type="text/plain")
+    )
     async def metrics() -> Response:
         return Response(services.metrics.exposition(), media_type=services.metrics.content_type)
 

@@ -1,5 +1,7 @@
 """The routes of a response that exists: GET, DELETE, cancel and input_items."""
 
+from typing import Any
+
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -8,9 +10,12 @@ from starlette.responses import Response
 from ..handlers.services import Services
 from ..handlers.stored_responses import StoredResponsesHandler
 from ..principal import principal_of
+from ..protocol.answers import responses as answers
+from ..protocol.answers.stored import Deleted, StoredPage
 from ..protocol.queries import ItemsQuery, Query, ResponseQuery
 from ..sse import EventStream
 from .bodies import json_response
+from .operation import documented
 from .queries import read_query
 
 
@@ -19,7 +24,16 @@ def stored_responses_router(services: Services) -> APIRouter:
     router = APIRouter(prefix="/v1/responses/{response_id}")
     stored = StoredResponsesHandler(services)
 
-    @router.get("", response_model=None)
+    @router.get(
+        "",
+        **documented(
+            "Read a response, or its events once more",
+            tag="Responses",
+            query=ResponseQuery,
+            answer=answers.Response,
+            events=dict[str, Any],
+        ),
+    )
     async def retrieve_response(request: Request, response_id: str) -> Response:
         query = read_query(request, ResponseQuery)
         principal = principal_of(request.headers)
@@ -28,17 +42,25 @@ def stored_responses_router(services: Services) -> APIRouter:
         after = -1 if query.starting_after is None else query.starting_after
         return EventStream(await stored.events(principal, response_id, after))
 
-    @router.delete("", response_model=None)
+    @router.delete("", **documented("Delete a response", tag="Responses", query=Query, answer=Deleted))
     async def delete_response(request: Request, response_id: str) -> Response:
         read_query(request, Query)
         return json_response(orjson.dumps(await stored.delete(principal_of(request.headers), response_id)))
 
-    @router.post("/cancel", response_model=None)
+    @router.post(
+        "/cancel",
+        **documented("Cancel a response in the background", tag="Responses", query=Query, answer=answers.Response),
+    )
     async def cancel_response(request: Request, response_id: str) -> Response:
         read_query(request, Query)
         return json_response(orjson.dumps(await stored.cancel(principal_of(request.headers), response_id)))
 
-    @router.get("/input_items", response_model=None)
+    @router.get(
+        "/input_items",
+        **documented(
+            "List the items that a response was made from", tag="Responses", query=ItemsQuery, answer=StoredPage
+        ),
+    )
     async def list_input_items(request: Request, response_id: str) -> Response:
         query = read_query(request, ItemsQuery)
         listed = await stored.input_items(principal_of(request.headers), response_id, query)

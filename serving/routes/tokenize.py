@@ -10,8 +10,10 @@ from starlette.responses import Response
 from ..handlers.services import Services
 from ..handlers.tokenize import TokenizeHandler
 from ..principal import principal_of
+from ..protocol.answers.tokenize import DetokenizedText, Tokens
 from ..protocol.tokenize import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
 from .bodies import json_response, read_body, read_one_of
+from .operation import documented
 
 
 def tokenize_router(services: Services, *, max_body_bytes: int) -> APIRouter:
@@ -28,9 +30,12 @@ def tokenize_router(services: Services, *, max_body_bytes: int) -> APIRouter:
         return json_response(orjson.dumps(await handler.detokenize(body)))
 
     for path in ("/v1/tokenize", "/tokenize"):
-        router.add_api_route(path, tokenize, methods=["POST"], response_model=None)
+        bodies = (TokenizeTextBody, TokenizeChatBody)
+        described = documented("Tokens of a text or a chat", tag="Text", body=bodies, answer=Tokens)
+        router.add_api_route(path, tokenize, methods=["POST"], **described)
     for path in ("/v1/detokenize", "/detokenize"):
-        router.add_api_route(path, detokenize, methods=["POST"], response_model=None)
+        described = documented("The text of tokens", tag="Text", body=DetokenizeBody, answer=DetokenizedText)
+        router.add_api_route(path, detokenize, methods=["POST"], **described)
     return router
 
 

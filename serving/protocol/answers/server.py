@@ -1,0 +1,58 @@
+"""The answers of the routes about models and about the server itself."""
+
+from typing import Any, Literal
+
+from .common import Answer
+
+
+class Model(Answer):
+    """One model; what follows `owned_by` is not OpenAI's."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    root: str
+    """The model's own id, where `id` is an alias."""
+    type: Literal["llm", "vlm", "embeddings", "reranker"]
+    state: Literal["loaded", "loading", "not-loaded"]
+    max_model_len: int | None
+    architecture: str
+    publisher: str
+    quantization: str
+    num_parameters: int | None
+    size_bytes: int
+    requests_in_flight: int = 0
+    """This and what follows: of loaded models."""
+    ttl: float | None = None
+    """Seconds that it stays after its last use; null: until it is unloaded."""
+    ttl_left: float | None = None
+    load_time_seconds: float = 0.0
+
+
+class Models(Answer):
+    """All models."""
+
+    object: Literal["list"]
+    data: list[Model]
+    models: list[dict[str, Any]]
+    """The same for Codex, in the form of its model catalogue."""
+
+
+class Root(Answer):
+    """Where to go on."""
+
+    name: Literal["penstock"]
+    models: str
+    health: str
+    metrics: str
+    docs: str
+
+
+class Health(Answer):
+    """How the server is."""
+
+    status: Literal["ok", "loading"]
+    models: list[str]
+    failed: dict[str, str]
+    """Why models cannot be served, by id."""

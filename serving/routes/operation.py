@@ -1,0 +1,56 @@
+"""What a route reads and answers, declared once beside its function; `openapi.py` makes the API's description of it."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ..protocol.body import RequestBody
+
+OPERATION = "operation"
+"""Key in a route's `openapi_extra`."""
+JSON = "application/json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One route's contract, besides the parameters that its path names."""
+
+    summary: str
+    tag: str
+    """The group of routes that it is shown with."""
+    bodies: tuple[type[RequestBody], ...] = ()
+    """The request's body is one of these; empty: it has none."""
+    query: type[RequestBody] | None = None
+    """The query's parameters."""
+    answer: Any = None
+    """A type that pydantic can describe; None: anything."""
+    media_type: str = JSON
+    """Of the answer."""
+    events: Any = None
+    """The type of a streamed event's data; None: the route does not stream."""
+    statuses: tuple[int, ...] = (200,)
+    """Of answers that are no errors."""
+
+
+def documented(
+    summary: str,
+    *,
+    tag: str,
+    body: type[RequestBody] | tuple[type[RequestBody], ...] = (),
+    query: type[RequestBody] | None = None,
+    answer: Any = None,
+    media_type: str = JSON,
+    events: Any = None,
+    statuses: tuple[int, ...] = (200,),
+) -> dict[str, Any]:
+    """The keyword arguments of a FastAPI route that carry an `Operation`, whose fields these are."""
+    operation = Operation(
+        summary=summary,
+        tag=tag,
+        bodies=body if isinstance(body, tuple) else (body,),
+        query=query,
+        answer=answer,
+        media_type=media_type,
+        events=events,
+        statuses=statuses,
+    )
+    return {"response_model": None, "openapi_extra": {OPERATION: operation}}
