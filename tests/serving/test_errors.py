@@ -220,7 +220,7 @@ async def test_a_model_that_the_worker_does_not_know_is_404() -> None:
 async def test_unknown_urls_and_methods() -> None:
     async with open_front() as front:
         error(await front.http.get("/v2/nothing"), 404, "unknown_url", None)
-        response = await front.http.get("/v1/chat/completions")
+        response = await front.http.get("/v1/completions")
         assert "POST" in error(response, 405, "method_not_allowed", None)
         assert response.headers["allow"] == "POST"
 
