@@ -12,7 +12,16 @@ from penstock.kernels.attention import AttentionBatch
 from .plan import GenerationBatch, ScheduledRow
 from .request import Request
 
-# T packed tokens, R rows, n rows that sample
+# T packed tokens, R rows, n rows that sample, p prompt tokens whose log probabilities are wanted
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSpan:
+    """Tokens of a request's prompt whose log probabilities this step finds: `prompt_token_ids[start : end]`."""
+
+    request: Request
+    start: int
+    end: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +31,11 @@ class ForwardInputs:
     input_ids: torch.Tensor  # [1, T] int64
     position_ids: torch.Tensor  # [1, T] int64
     attention: AttentionBatch
-    logits_indices: torch.Tensor | None  # [n] int64: last tokens of the rows that sample; None: no row does
+    logits_indices: torch.Tensor | None  # [n + p] int64: tokens whose logits are wanted; None: of no token
     sampling_requests: list[Request]
-    """Requests of the rows that sample, in row order."""
+    """Requests of the rows that sample, in row order: the first n logits are of their last tokens."""
+    prompt_spans: list[PromptSpan]
+    """The other p logits are of the tokens before these."""
 
 
 def build_inputs(batch: GenerationBatch, block_size: int, device: torch.device) -> ForwardInputs:
@@ -49,11 +60,15 @@ def build_inputs(batch: GenerationBatch, block_size: int, device: torch.device) 
         slot_parts.append(_slots(row, row_positions, block_size))
 
     query_lens = [row.num_tokens for row in rows]
+    row_ends = np.cumsum(query_lens)
     sampling = [index for index, row in enumerate(rows) if row.samples]
-    logits_indices = None
-    if sampling:
-        last_tokens = np.cumsum(query_lens)[sampling] - 1
-        logits_indices = torch.from_numpy(last_tokens).to(device, non_blocking=True)
+    wanted = [row_ends[sampling] - 1]
+    prompt_spans = []
+    for index, row in enumerate(rows):
+        if row.request.needs_prompt_logprobs and (span := _prompt_span(row)) is not None:
+            prompt_spans.append(span)
+            wanted.append(np.arange(span.start, span.end) - 1 - row.end + row_ends[index])
+    indices = np.concatenate(wanted)
     attention = AttentionBatch.build(
         cast("list[list[int]]", [row.request.block_ids for row in rows]),
         [row.end for row in rows],
@@ -66,8 +81,9 @@ def build_inputs(batch: GenerationBatch, block_size: int, device: torch.device) 
         input_ids=torch.tensor([tokens], dtype=torch.int64).to(device, non_blocking=True),
         position_ids=torch.from_numpy(np.concatenate(position_parts)).unsqueeze(0).to(device, non_blocking=True),
         attention=attention,
-        logits_indices=logits_indices,
+        logits_indices=torch.from_numpy(indices).to(device, non_blocking=True) if len(indices) else None,
         sampling_requests=[rows[index].request for index in sampling],
+        prompt_spans=prompt_spans,
     )
 
 
@@ -77,6 +93,13 @@ def _count_decodes(rows: list[ScheduledRow]) -> int:
         if row.num_tokens != 1:
             return index
     return len(rows)
+
+
+def _prompt_span(row: ScheduledRow) -> PromptSpan | None:
+    """The prompt tokens that the row's tokens predict and whose log probabilities are not known from before."""
+    start = max(row.start, len(row.request.prompt_logprobs)) + 1
+    end = min(row.end + 1, len(row.request.prompt_token_ids))
+    return PromptSpan(row.request, start, end) if start < end else None
 
 
 def _slots(row: ScheduledRow, positions: npt.NDArray[np.int64], block_size: int) -> npt.NDArray[np.int64]:

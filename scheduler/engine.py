@@ -264,10 +264,11 @@ class Engine:
             logger.exception("a step of %s failed with %d requests in it", batch.model, len(batch.rows))
             return self._fail_batch(batch)
         sampling_rows = [row for row in batch.rows if row.samples]
+        outputs = [_sign_of_life(row) for row in batch.rows if not row.samples]
         for row in batch.rows:
             self.scheduler.advance(row)
         now = time.time()
-        return [self._append(row, token, now) for row, token in zip(sampling_rows, sampled, strict=True)]
+        return outputs + [self._append(row, token, now) for row, token in zip(sampling_rows, sampled, strict=True)]
 
     def _fail_batch(self, batch: GenerationBatch) -> list[RequestOutput]:
         """End every request of a failed batch; its blocks may hold anything, so the prefix cache forgets all."""
@@ -285,6 +286,7 @@ class Engine:
         matcher = request.matcher
         if matcher is not None and not matcher.accept(token.token_id):
             return self._fail(request, invalid_grammar(matcher.error))
+        prompt_logprobs = request.prompt_logprobs if request.needs_prompt_logprobs else None
         request.token_ids.append(token.token_id)
         request.first_token_time = request.first_token_time or now
         self.scheduler.generation_lanes[request.model].num_generation_tokens += 1
@@ -293,6 +295,7 @@ class Engine:
             token_ids=[token.token_id],
             num_cached_tokens=request.num_cached_tokens,
             logprobs=[token.logprobs] if token.logprobs else None,
+            prompt_logprobs=prompt_logprobs,
         )
         is_stop = self._is_stop_token(request, token.token_id) or (matcher is not None and matcher.ended_by_token)
         stop_token_id = token.token_id if is_stop else None
@@ -354,6 +357,17 @@ class Engine:
         for request_id in request_ids:
             self.cancel(request_id)
         return [EmbeddingOutput(request_id, 0, b"", error=_STEP_FAILED) for request_id in sorted(request_ids)]
+
+
+def _sign_of_life(row: ScheduledRow) -> RequestOutput:
+    """The output of a row that does not reach the end of its request's tokens: how much of the prompt is computed."""
+    request = row.request
+    return RequestOutput(
+        request.request_id,
+        [],
+        num_cached_tokens=request.num_cached_tokens,
+        num_computed_tokens=min(row.end, len(request.prompt_token_ids)),
+    )
 
 
 def _check_token_ids(sequences: list[list[int]], vocab_size: int) -> None:

@@ -32,9 +32,10 @@ class KVCacheManager:
     def find_cached(self, request: Request) -> list[BlockId]:
         """Blocks that already hold the beginning of the request's tokens.
 
-        At least one token stays to be computed, since the next one is sampled from its logits.
+        At least one token stays to be computed, since the next one is sampled from its logits; and every token of a
+        request that wants all of them.
         """
-        if not self.enable_prefix_caching:
+        if not self.enable_prefix_caching or request.needs_prompt_logprobs:
             return []
         num_full_blocks = (request.num_tokens - 1) // self.block_size
         extend_block_hashes(request, self.block_size, num_full_blocks)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import TYPE_CHECKING, NewType
 
-from .messages import Submit
+from .messages import Submit, TokenLogprobs
 from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
@@ -64,6 +64,8 @@ class Request:
     first_token_time: float = 0.0
     sampler_state: "SamplerState | None" = None
     """Token counts and such, kept by `sampling`; None until the request needs them."""
+    prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
+    """Of prompt tokens 1, 2, …, as far as they are computed, if they were asked for."""
     matcher: "Matcher | None" = None
     """Where the output is in its grammar, always behind the last token; None: it has no grammar."""
 
@@ -91,6 +93,11 @@ class Request:
     def num_output_tokens(self) -> int:
         """Generated tokens."""
         return len(self.token_ids) - len(self.prompt_token_ids)
+
+    @property
+    def needs_prompt_logprobs(self) -> bool:
+        """Whether all logits of the prompt are wanted: until the first token, with which they go out."""
+        return self.sampling.prompt_logprobs is not None and not self.num_output_tokens
 
     @property
     def max_num_tokens(self) -> int:

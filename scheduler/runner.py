@@ -152,7 +152,7 @@ class GenerationRunner:
         context = PagedContext(inputs.attention, self._caches)
         with torch.inference_mode(), forward_context(context):
             if inputs.logits_indices is None:
-                # Chunks in the middle of prompts: nobody reads logits, so the head is left out.
+                # Chunks in the middle of prompts: nobody reads their logits, so the head is left out.
                 self._model.base_model(input_ids=inputs.input_ids, position_ids=inputs.position_ids, use_cache=False)
                 return [], context.layers_run
             logits = self._model(
@@ -160,8 +160,10 @@ class GenerationRunner:
                 position_ids=inputs.position_ids,
                 use_cache=False,
                 logits_to_keep=inputs.logits_indices,
-            ).logits[0]  # [rows that sample, V]
-            return self._sampler.sample(logits, inputs.sampling_requests, masks), context.layers_run
+            ).logits[0]  # [rows that sample and prompt tokens, V]
+            num_sampling = len(inputs.sampling_requests)
+            self._sampler.score_prompts(logits[num_sampling:], inputs.prompt_spans)
+            return self._sampler.sample(logits[:num_sampling], inputs.sampling_requests, masks), context.layers_run
 
 
 def _probe_shapes(model: PreTrainedModel) -> dict[int, LayerShape]:

@@ -6,6 +6,7 @@ temperature, top_k, top_p, min_p and a draw that is a function of (seed, positio
 kind, so a batch costs what its dearest rows need and no Python runs per row inside the math.
 """
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,7 @@ from penstock.kernels.sampling import (
     top_logprobs,
 )
 
+from .batch import PromptSpan
 from .masks import PendingMasks
 from .messages import TokenLogprobs
 from .plan import SampledToken
@@ -158,9 +160,25 @@ class Sampler:
             allowed = masks.result()
             apply_bitmask(values, allowed.rows, allowed.bits)
         token_ids = self._choose(values, requests)  # [R]
-        logprobs = self._logprobs(unmodified, token_ids[asking], [requests[row] for row in asking])
+        logprobs = _logprobs(unmodified, token_ids[asking], [requests[row].sampling.logprobs or 0 for row in asking])
         by_row = dict(zip(asking, logprobs, strict=True))
         return [SampledToken(token_id, by_row.get(row)) for row, token_id in enumerate(token_ids.tolist())]
+
+    def score_prompts(self, logits: torch.Tensor, spans: Sequence[PromptSpan]) -> None:
+        """Add the log probabilities of prompt tokens to their requests.
+
+        Args:
+            logits: [p, V] in any float dtype, of the tokens before those of the spans.
+            spans: p tokens together.
+        """
+        if not spans:
+            return
+        token_ids = [token_id for span in spans for token_id in span.request.prompt_token_ids[span.start : span.end]]
+        numbers = [span.request.sampling.prompt_logprobs or 0 for span in spans for _ in range(span.start, span.end)]
+        values = sanitize(logits[:, : self._vocab_size])
+        entries = iter(_logprobs(values, torch.tensor(token_ids, device=self._device), numbers))
+        for span in spans:
+            span.request.prompt_logprobs += itertools.islice(entries, span.end - span.start)
 
     def _state(self, request: Request) -> SamplerState:
         if request.sampler_state is None:
@@ -247,12 +265,11 @@ class Sampler:
             token_ids[rows], settled[rows] = draw_filtered(group.logits[rows], params.rows(rows), num_candidates)
         return token_ids
 
-    @staticmethod
-    def _logprobs(unmodified: torch.Tensor, token_ids: torch.Tensor, requests: list[Request]) -> list[TokenLogprobs]:
-        """What each of `requests` asked about its row of `unmodified` [rows, V] and its token of `token_ids` [rows]."""
-        if not requests:
-            return []
-        numbers = [request.sampling.logprobs or 0 for request in requests]
-        chosen, ids, logprobs = top_logprobs(unmodified, token_ids, min(max(numbers), unmodified.shape[1]))
-        rows = zip(numbers, chosen.tolist(), ids.tolist(), logprobs.tolist(), strict=True)
-        return [TokenLogprobs(value, top[:number], values[:number]) for number, value, top, values in rows]
+
+def _logprobs(logits: torch.Tensor, token_ids: torch.Tensor, numbers: Sequence[int]) -> list[TokenLogprobs]:
+    """Log probabilities of one token a row of `logits` [rows, V] and of the `numbers` [rows] likeliest ones."""
+    if not numbers:
+        return []
+    chosen, ids, logprobs = top_logprobs(logits, token_ids, min(max(numbers), logits.shape[1]))
+    rows = zip(numbers, chosen.tolist(), ids.tolist(), logprobs.tolist(), strict=True)
+    return [TokenLogprobs(value, top[:number], values[:number]) for number, value, top, values in rows]

@@ -20,6 +20,9 @@ from .plan import EmbeddingBatch, EmbeddingInput, GenerationBatch, ScheduledRow,
 from .policy import EmbeddingJob, FifoQueue, Job, JobQueue, choose_victim
 from .request import Request, RequestStatus
 
+MAX_PROMPT_LOGPROBS_PER_STEP = 256
+"""Prompt tokens of one step whose log probabilities are wanted: each takes a row of logits over the vocabulary."""
+
 
 @dataclass(slots=True, eq=False)
 class GenerationLane:
@@ -60,6 +63,7 @@ class _Step:
         self.num_tokens = 0
         self.reserved = 0
         """Tokens that only texts may take."""
+        self.prompt_logprobs_room = MAX_PROMPT_LOGPROBS_PER_STEP
         self.rows: dict[str, list[ScheduledRow]] = {}
         self.inputs: dict[str, list[EmbeddingInput]] = {}
         self.scheduled: set[str] = set()
@@ -70,7 +74,14 @@ class _Step:
     def room(self) -> int:
         return max(0, self.budget - self.num_tokens - self.reserved)
 
-    def add_row(self, lane: GenerationLane, request: Request, num_tokens: int) -> None:
+    def add_row(self, lane: GenerationLane, request: Request) -> None:
+        """Compute as many of the request's tokens as there is room for, which may be none."""
+        num_tokens = min(request.num_tokens - request.num_computed_tokens, self.room)
+        if request.needs_prompt_logprobs:
+            num_tokens = min(num_tokens, self.prompt_logprobs_room)
+            self.prompt_logprobs_room -= num_tokens
+        if num_tokens == 0:
+            return
         row = ScheduledRow(request, request.num_computed_tokens, num_tokens)
         self.rows.setdefault(lane.model, []).append(row)
         self.scheduled.add(request.request_id)
@@ -250,7 +261,7 @@ class Scheduler:
                 continue
             if self._make_room(step, lane, request):
                 lane.kv.grow(request)
-                step.add_row(lane, request, min(num_missing, step.room))
+                step.add_row(lane, request)
 
     def _make_room(self, step: _Step, lane: GenerationLane, request: Request) -> bool:
         """Preempt later requests until the newest tokens of `request` have blocks; False if it must wait a step.
@@ -312,7 +323,7 @@ class Scheduler:
         lane.kv.admit(request, cached)
         request.status = RequestStatus.RUNNING
         lane.running[request.request_id] = request
-        step.add_row(lane, request, min(request.num_tokens - request.num_computed_tokens, step.room))
+        step.add_row(lane, request)
         return True
 
     def _schedule_texts(self, step: _Step) -> None:

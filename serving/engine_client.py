@@ -363,6 +363,7 @@ def _merge(outputs: list[RequestOutput]) -> RequestOutput:
         request_id=last.request_id,
         token_ids=[token_id for output in outputs for token_id in output.token_ids],
         num_cached_tokens=max(output.num_cached_tokens for output in outputs),
+        num_computed_tokens=max(output.num_computed_tokens for output in outputs),
         finish_reason=last.finish_reason,
         stop_token_id=last.stop_token_id,
         logprobs=[entry for output in outputs for entry in output.logprobs or ()] if with_logprobs else None,
