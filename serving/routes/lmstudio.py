@@ -1,4 +1,4 @@
-"""LM Studio's native routes: /api/v1, and /api/v0, whose answers are OpenAI's with statistics."""
+"""LM Studio's native routes, /api/v1: chats, and the models on this machine and on their way to it."""
 
 from typing import Any
 
@@ -8,12 +8,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ..handlers.lmstudio.chat import NativeChat
+from ..handlers.lmstudio.downloads import NativeDownloadsHandler
 from ..handlers.lmstudio.models import NativeModelsHandler
 from ..handlers.services import Services
 from ..principal import principal_of
 from ..protocol.answers import lmstudio as answers
 from ..protocol.lmstudio.chat import NativeChatBody
-from ..protocol.lmstudio.models import LoadBody, UnloadBody
+from ..protocol.lmstudio.models import DownloadBody, LoadBody, UnloadBody
 from ..sse import EventStream, until_disconnect
 from .bodies import json_response, read_body
 from .operation import documented
@@ -23,6 +24,7 @@ def lmstudio_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     """The routes of /api/v1, over the given services."""
     router = APIRouter(prefix="/api/v1")
     models = NativeModelsHandler(services)
+    downloads = NativeDownloadsHandler(services)
 
     @router.post(
         "/chat",
@@ -53,5 +55,13 @@ def lmstudio_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     async def unload(request: Request) -> dict[str, object]:
         body = await read_body(request, UnloadBody, max_body_bytes)
         return await models.unload(body.instance_id)
+
+    @router.post("/models/download", response_model=None)
+    async def download(request: Request) -> dict[str, object]:
+        return await downloads.start(await read_body(request, DownloadBody, max_body_bytes))
+
+    @router.get("/models/download/status/{job_id}", response_model=None)
+    async def download_status(job_id: str) -> dict[str, object]:
+        return await downloads.status(job_id)
 
     return router
