@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ..protocol.tokenize import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
 from ..text.served_model import ServedModel
 from ..text.tokenizer import off_loop
-from .chat import turn_request
+from .chat_request import turn_request
 from .sampling import check_token_ids
 from .services import Services
 from .turn_prompt import render_prompt

@@ -91,8 +91,8 @@ async def prepare_turn(services: Services, request: TurnRequest) -> Turn:
         request.sampling,
         served.defaults,
         ready,
-        room=token_room(ready, len(prompt.token_ids), request.param),
         grammar=prompt.tools.grammar(prompt.thinking),
+        room=token_room(ready, len(prompt.token_ids), request.param),
     )
     shown = prompt.tools.shown_tokens()
     now = time.time()

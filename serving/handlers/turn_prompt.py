@@ -113,6 +113,11 @@ def template_variables(request: TurnRequest, model: str, template: ChatTemplate)
             variables.setdefault(switch, request.enable_thinking)  # the more explicit place wins
         elif not request.thinking_is_hint:
             raise _unread("enable_thinking", "enable_thinking", model, template)
+    if request.verbosity is not None:
+        if "verbosity" in template.variables:
+            variables.setdefault("verbosity", request.verbosity)
+        elif request.verbosity != "medium":
+            raise _unread("verbosity", "verbosity", model, template)
     effort = request.reasoning_effort
     if effort is None:
         return variables

@@ -63,6 +63,8 @@ class TurnRequest:
     enable_thinking: bool | None = None
     thinking_is_hint: bool = False
     """The two above have no effect, instead of being refused, where the chat template reads no such variable."""
+    verbosity: str | None = None
+    """Given to the chat template, and refused if it reads no such variable, unless it is "medium"."""
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     """Further variables for the chat template, refused if it does not read them."""
     add_generation_prompt: bool = True

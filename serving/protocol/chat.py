@@ -6,7 +6,9 @@ from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from .body import RequestBody, invalid
 from .generation import GenerationBody, MaxTokens
-from .other_fields import CHAT, MESSAGE, PART
+from .metadata import Metadata
+from .other_fields import CALL, CHAT, MESSAGE, PART
+from .tools import MAX_TOOLS, Function, FunctionCallSpec, ToolChoiceSpec, ToolSpec
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 RESERVED_TEMPLATE_NAMES = frozenset(
@@ -17,6 +19,12 @@ RESERVED_TEMPLATE_NAMES = frozenset(
 
 def _as_parts(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
+
+
+def _check_service_tier(value: Any) -> Any:
+    if value in ("flex", "priority", "scale", "fast"):
+        raise invalid("unsupported_parameter", f"there is no tier {value!r} here. Send auto or default.")
+    return value
 
 
 class ContentPart(RequestBody):
@@ -51,13 +59,31 @@ class FunctionCall(RequestBody):
     arguments: str = "{}"
 
 
+class CustomCall(RequestBody):
+    """A call of a custom tool that the assistant made earlier."""
+
+    name: str
+    input: str = ""
+
+
 class ToolCall(RequestBody):
     """One of an assistant message's earlier tool calls."""
 
+    other_fields = CALL
+
     id: str = ""
-    type: Literal["function"] = "function"
-    function: FunctionCall
-    index: int = 0
+    type: Literal["function", "custom"] = "function"
+    function: FunctionCall | None = None
+    custom: CustomCall | None = None
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "ToolCall":
+        other = "custom" if self.type == "function" else "function"
+        if getattr(self, self.type) is None:
+            raise invalid("missing_required_parameter", f"a call of type {self.type} needs it.", self.type)
+        if getattr(self, other) is not None:
+            raise invalid("invalid_value", f"it does not go with type {self.type}. Leave it out.", other)
+        return self
 
 
 class ChatMessage(RequestBody):
@@ -73,10 +99,15 @@ class ChatMessage(RequestBody):
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: Annotated[list[ToolCall], FailFast()] = Field(default_factory=list)
+    function_call: FunctionCall | None = None
+    """What tool_calls replaced."""
     tool_call_id: str | None = None
 
     @model_validator(mode="after")
     def _has_content(self) -> "ChatMessage":
+        if (self.tool_calls or self.function_call) and self.role != "assistant":
+            calls = "tool_calls" if self.tool_calls else "function_call"
+            raise invalid("invalid_value", f"a {self.role} message makes no calls. Leave them out.", calls)
         if not self.content and self.role not in ("assistant", "function"):
             raise invalid("missing_required_parameter", f"a {self.role} message needs content. Send text.", "content")
         return self
@@ -95,6 +126,20 @@ class ChatCompletionBody(GenerationBody):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     """Given to the chat template as a variable; refused if it reads none of that name, as the next two are."""
     enable_thinking: bool | None = None
+    verbosity: Literal["low", "medium", "high"] | None = None
+    """As reasoning_effort; "medium" asks for what models do anyway."""
+    tools: Annotated[list[ToolSpec], FailFast()] = Field(default_factory=list, max_length=MAX_TOOLS)
+    tool_choice: ToolChoiceSpec = "auto"
+    parallel_tool_calls: bool = True
+    functions: Annotated[list[Function], FailFast()] = Field(default_factory=list, max_length=MAX_TOOLS)
+    """What tools replaced; calls come in the older form too."""
+    function_call: FunctionCallSpec = "auto"
+    store: bool = False
+    metadata: Metadata = Field(default_factory=dict)
+    service_tier: Annotated[Literal["auto", "default"] | None, BeforeValidator(_check_service_tier)] = None
+    """Answered "default", if it is sent."""
+    ttl: int | None = Field(default=None, ge=0, lt=2**31)
+    """Seconds that the model stays after its last use, if this request loads it."""
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict)
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
@@ -111,6 +156,15 @@ class ChatCompletionBody(GenerationBody):
             )
         if self.continue_final_message and not self.messages[-1].content:
             raise invalid("invalid_value", "the last message has no text to continue.", "continue_final_message")
+        if self.functions and self.tools:
+            raise invalid("invalid_value", "it excludes 'tools', which replace it. Leave one out.", "functions")
+        names = [tool.function.name if tool.type == "function" else tool.custom.name for tool in self.tools]
+        names += [function.name for function in self.functions]
+        if len(set(names)) < len(names):
+            name = next(name for index, name in enumerate(names) if name in names[:index])
+            raise invalid(
+                "invalid_value", f"two have the name '{name}'. Rename one.", "tools" if self.tools else "functions"
+            )
         for name in self.chat_template_kwargs:
             if name in RESERVED_TEMPLATE_NAMES:
                 raise invalid(

@@ -6,7 +6,6 @@ _IDENTITY = Tolerated("It names the caller, and nothing here depends on that.")
 _CACHE_HINT = Tolerated("Prefix caching is always on and needs no hint.")
 _LIFETIME = Tolerated("Models stay loaded.")
 _SPEED = Tolerated("It only promises speed; the answer is the same.")
-_NO_TOOLS = "It calls tools, which come in a later version."
 _BACKEND = Tolerated("There is one grammar compiler.")
 _WHITESPACE = "JSON is written with a space or a new line and its indentation, or none."
 _NO_STORE = "Nothing is stored."
@@ -54,15 +53,8 @@ CHAT: dict[str, Tolerated | Refused] = GENERATION | {
     "chat_template": Refused("It would run the client's code.", "The model's own template is used."),
     "documents": Tolerated("Documents are not retrieved from.", only=([],)),
     "echo": Tolerated("Chats are not echoed.", only=(False,)),
-    "function_call": Tolerated(_NO_TOOLS, only=("none", "auto")),
-    "functions": Tolerated(_NO_TOOLS, only=([],)),
     "modalities": Tolerated(_ONLY_TEXT, only=(["text"],)),
-    "parallel_tool_calls": Tolerated("It says how to call tools, and there are none to call."),
-    "prediction": Refused("Predicted outputs come in a later version."),
-    "store": Tolerated(_NO_STORE, only=(False,)),
-    "tool_choice": Tolerated(_NO_TOOLS, only=("none", "auto")),
-    "tools": Tolerated(_NO_TOOLS, only=([],)),
-    "verbosity": Tolerated("Models here know one verbosity.", only=("medium",)),
+    "prediction": Refused("No output is predicted: every token is computed."),
     "web_search_options": Refused("The web is not searched."),
 }
 
@@ -94,7 +86,6 @@ MESSAGE: dict[str, Tolerated | Refused] = {
     "annotations": Tolerated("They describe an earlier answer."),
     "audio": Refused("Audio is not understood."),
     "cache_control": _CACHE_HINT,
-    "function_call": Refused("It is the old form of tool_calls.", "Send tool_calls."),
     "id": Tolerated("It names an earlier answer."),
     "phase": Tolerated("It describes an earlier answer."),
     "provider_specific_fields": Tolerated("Other providers wrote them."),
@@ -102,6 +93,18 @@ MESSAGE: dict[str, Tolerated | Refused] = {
     "thinking_blocks": Tolerated("Other providers wrote them; reasoning_content is read."),
 }
 """For one message of a chat."""
+
+CALL: dict[str, Tolerated | Refused] = {
+    "index": Tolerated("Calls stand in their order."),
+    "extra_content": Tolerated("Other providers wrote it."),
+    "provider_specific_fields": Tolerated("Other providers wrote them."),
+}
+"""For one earlier tool call."""
+
+TOOL: dict[str, Tolerated | Refused] = {
+    "cache_control": _CACHE_HINT,
+}
+"""For one tool."""
 
 PART: dict[str, Tolerated | Refused] = {
     "annotations": Tolerated("They describe an earlier answer."),

@@ -45,6 +45,11 @@ def said(content: Any, **fields: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content} | fields]}
 
 
+def tool(name: str, **fields: Any) -> dict[str, Any]:
+    """A function tool."""
+    return {"type": "function", "function": {"name": name} | fields}
+
+
 CHAT_FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ({"model": None}, "missing_required_parameter", "model"),
     ({"model": 5}, "invalid_type", "model"),
@@ -97,16 +102,47 @@ CHAT_FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ({"reasoning_effort": "huge"}, "invalid_value", "reasoning_effort"),
     ({"chat_template_kwargs": {"messages": []}}, "invalid_value", "chat_template_kwargs.messages"),
     ({"continue_final_message": True, "add_generation_prompt": True}, "invalid_value", "continue_final_message"),
-    ({"tools": [{"type": "function"}]}, "unsupported_parameter", "tools"),
-    ({"tool_choice": "required"}, "unsupported_parameter", "tool_choice"),
-    ({"functions": [{}]}, "unsupported_parameter", "functions"),
+    ({"tools": [{"type": "function"}]}, "missing_required_parameter", "tools.0.function"),
+    ({"tools": [{"type": "web_search"}]}, "invalid_value", "tools.0"),
+    ({"tools": [tool("f"), tool("f")]}, "invalid_value", "tools"),
+    ({"tools": [tool("a b")]}, "string_pattern_mismatch", "tools.0.function.name"),
+    ({"tools": [tool("f", wand=1)]}, "unknown_parameter", "tools.0.function.wand"),
+    ({"tools": [tool("f", parameters=[])]}, "invalid_type", "tools.0.function.parameters"),
+    (
+        {"tools": [tool("f", parameters={"not": {}}, strict=True)]},
+        "invalid_json_schema",
+        "tools.0.function.parameters",
+    ),
+    ({"tool_choice": "required"}, "invalid_value", "tool_choice"),
+    ({"tool_choice": "always"}, "invalid_value", "tool_choice"),
+    ({"tools": [tool("f")], "tool_choice": {"type": "function"}}, "missing_required_parameter", "tool_choice.function"),
+    (
+        {"tools": [tool("f")], "tool_choice": {"type": "function", "function": {"name": "g"}}},
+        "invalid_value",
+        "tool_choice",
+    ),
+    ({"tool_choice": {"type": "allowed_tools"}}, "missing_required_parameter", "tool_choice.allowed_tools"),
+    ({"tool_choice": {"type": "web_search"}}, "invalid_value", "tool_choice"),
+    ({"functions": [{}]}, "missing_required_parameter", "functions.0.name"),
+    ({"functions": [{"name": "f"}], "tools": [tool("f")]}, "invalid_value", "functions"),
+    ({"functions": [{"name": "f"}], "function_call": {"name": "g"}}, "invalid_value", "tool_choice"),
+    (said("x", tool_calls=[{"function": {"name": "f"}}]), "invalid_value", "messages.0.tool_calls"),
+    (
+        {"messages": [{"role": "assistant", "tool_calls": [{"type": "custom"}]}]},
+        "missing_required_parameter",
+        "messages.0.tool_calls.0.custom",
+    ),
+    ({"metadata": {"k": 1}}, "invalid_type", "metadata.k"),
+    ({"ttl": -1}, "integer_below_min_value", "ttl"),
+    ({"moderation": {}}, "unsupported_parameter", "moderation"),
+    ({"response_format": {"type": "json_object"}, "regex": "a"}, "invalid_value", "regex"),
     ({"response_format": {"type": "xml"}}, "invalid_value", "response_format.type"),
     ({"modalities": ["text", "audio"]}, "unsupported_parameter", "modalities"),
     ({"audio": {"voice": "x"}}, "unsupported_parameter", "audio"),
     ({"web_search_options": {}}, "unsupported_parameter", "web_search_options"),
     ({"prediction": {"type": "content", "content": "x"}}, "unsupported_parameter", "prediction"),
     ({"service_tier": "priority"}, "unsupported_parameter", "service_tier"),
-    ({"store": True}, "unsupported_parameter", "store"),
+    ({"store": "yes"}, "invalid_type", "store"),
     ({"mirostat": 2}, "unknown_parameter", "mirostat"),
 ]
 
@@ -123,6 +159,7 @@ async def test_chat_faults_name_code_and_param(fields: dict[str, Any], code: str
     [
         ({"enable_thinking": True}, "enable_thinking"),
         ({"reasoning_effort": "low"}, "reasoning_effort"),
+        ({"verbosity": "high"}, "verbosity"),
         ({"chat_template_kwargs": {"mood": "happy", "tone": 1}}, "chat_template_kwargs.tone"),
         ({"chat_template_kwargs": {"namespace": 1}}, "chat_template_kwargs.namespace"),
     ],
