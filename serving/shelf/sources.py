@@ -1,4 +1,4 @@
-"""Turn the MODEL arguments of the command into model folders: starter names, folders, GGUF files and Hub ids.
+"""Turn MODEL arguments into model folders: starters, folders, GGUF files, Hub ids, names of what the home has.
 
 What is fetched or converted is kept under the server's home, so a second start needs neither network nor conversion:
 
@@ -21,6 +21,7 @@ from .card import ModelCard, read_card
 from .conversion import convert_with_bar
 from .download import fetch_starter
 from .hub import fetch_snapshot
+from .registry import scan_home
 from .starter import STARTER_MODELS
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -35,7 +36,7 @@ def resolve_models(arguments: Sequence[str], home: Path, console: Console) -> li
     arguments = list(arguments) or list(STARTER_MODELS)
     seen: dict[str, str] = {}
     for argument in arguments:
-        name = served_name(argument)
+        name = served_name(argument, home)
         if name in seen:
             raise ModelLoadError(
                 f"{seen[name]!r} and {argument!r} would both be served as {name!r}; rename one of their folders"
@@ -44,8 +45,8 @@ def resolve_models(arguments: Sequence[str], home: Path, console: Console) -> li
     return [_resolve(name, argument, home, console) for name, argument in seen.items()]
 
 
-def served_name(argument: str) -> str:
-    """The id under which clients see the model of this argument.
+def served_name(argument: str, home: Path) -> str:
+    """The id under which clients see the model of this argument; a name that is none else may be one of the home's.
 
     Raises:
         ModelLoadError: the argument names no model.
@@ -58,6 +59,8 @@ def served_name(argument: str) -> str:
     if path.is_file() and path.suffix.lower() == ".gguf":
         return path.stem.lower()
     if _HUB_ID.fullmatch(argument) and not path.exists() and path.suffix.lower() != ".gguf":
+        return argument
+    if _in_home(argument, home) is not None:
         return argument
     what = "is a file, but no .gguf file" if path.is_file() else "is neither a folder, a .gguf file nor a Hub id here"
     raise ModelLoadError(
@@ -74,6 +77,8 @@ def _resolve(name: str, argument: str, home: Path, console: Console) -> ModelCar
         folder = path.resolve()
     elif path.is_file():
         folder = _convert_once(path.resolve(), name, home, console)
+    elif (kept := _in_home(argument, home)) is not None:
+        folder = kept.folder
     else:
         folder = fetch_snapshot(argument, home / "hub", console)
     card = read_card(name, folder)
@@ -81,6 +86,10 @@ def _resolve(name: str, argument: str, home: Path, console: Console) -> ModelCar
         with console.status(f"Converting the tokenizer of {name} (only this once)"):
             convert_tokenizer(folder)
     return card
+
+
+def _in_home(name: str, home: Path) -> ModelCard | None:
+    return next((card for card in scan_home(home) if card.name == name), None)
 
 
 def _convert_once(source: Path, name: str, home: Path, console: Console) -> Path:

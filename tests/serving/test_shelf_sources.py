@@ -155,3 +155,13 @@ def test_an_interrupted_hub_download_does_not_count(tmp_path: Path, monkeypatch:
     for _ in range(2):
         with pytest.raises(ModelLoadError, match=r"could not be fetched from the Hub: no connection \(without"):
             resolve_models(["owner/name"], tmp_path, quiet())
+
+
+def test_what_the_home_has_is_found_by_its_name(tmp_path: Path, conversions: list[Path]) -> None:
+    file = tmp_path / "Tiny.gguf"
+    file.touch()
+    (converted,) = resolve_models([str(file)], tmp_path / "home", quiet())
+    file.unlink()
+    own = make_folder(tmp_path / "home" / "models" / "owner" / "own")
+    found = resolve_models(["tiny", "owner/own"], tmp_path / "home", quiet())
+    assert found == [converted, read_card("owner/own", own)]
