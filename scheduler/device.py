@@ -12,6 +12,8 @@ from .config import EngineConfig
 # About 0.4 s of a small CPU's time for a 135M model: longer steps stall streams, shorter ones waste matrix products.
 _CPU_STEP_TOKENS = 512
 _GPU_STEP_TOKENS = 8192
+_CPU_ITL_TARGET_MS = 200
+_GPU_ITL_TARGET_MS = 50
 _CPU_MEMORY_SHARE = 0.25  # the rest of the machine belongs to the weights and to other programs
 _GPU_MEMORY_SHARE = 0.9
 _CPU_MAX_KV_BYTES = 2 << 30  # writing more at the start would take seconds
@@ -24,6 +26,9 @@ def resolve(config: EngineConfig) -> EngineConfig:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     step_tokens = config.max_num_batched_tokens or (_GPU_STEP_TOKENS if name == "cuda" else _CPU_STEP_TOKENS)
+    itl_target_ms = config.itl_target_ms
+    if itl_target_ms < 0:
+        itl_target_ms = _GPU_ITL_TARGET_MS if name == "cuda" else _CPU_ITL_TARGET_MS
     # torch's own number is what OMP_NUM_THREADS says, if it is set.
     num_threads = config.num_threads or min(torch.get_num_threads(), _num_usable_cores())
     return replace(
@@ -31,6 +36,7 @@ def resolve(config: EngineConfig) -> EngineConfig:
         device=name,
         max_num_batched_tokens=step_tokens,
         max_num_seqs=min(config.max_num_seqs, step_tokens),
+        itl_target_ms=itl_target_ms,
         num_threads=num_threads,
     )
 

@@ -155,6 +155,8 @@ class EncoderRunner:
                 f"{spec.name} starts with a {type(model[0]).__name__}; only models that start with a transformer over "
                 "token ids can be served"
             )
+        # Model and card hold each other, so that an unloaded model's memory would wait for the garbage collector.
+        model.model_card_data.model = None
         model.requires_grad_(False)
         return model.eval()
 

@@ -4,6 +4,7 @@
 the one that stamps timings. The device worker drives it in a process of its own, tests and benchmarks in theirs.
 """
 
+import gc
 import logging
 import time
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from .errors import ModelLoadError, RequestError, UnknownModelError
 from .grammar import Grammar, GrammarCompiler, invalid_grammar
 from .kv_arena import KVArena
 from .kv_cache import KVCacheManager
+from .lanes import EmbeddingLane, GenerationLane
 from .messages import (
     Embed,
     EmbeddingOutput,
@@ -28,11 +30,12 @@ from .messages import (
     RequestOutput,
     Submit,
 )
+from .pace import StepPace
 from .plan import EmbeddingBatch, GenerationBatch, SampledToken, ScheduledRow
 from .policy import EmbeddingJob
 from .request import Request
 from .runner import GenerationRunner
-from .scheduler import EmbeddingLane, GenerationLane, Scheduler
+from .scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +72,9 @@ class Engine:
         self.config = device.resolve(config)
         torch.set_num_threads(self.config.num_threads)
         self.scheduler = Scheduler(
-            max_num_seqs=self.config.max_num_seqs, max_num_batched_tokens=self.config.max_num_batched_tokens
+            max_num_seqs=self.config.max_num_seqs,
+            max_num_batched_tokens=self.config.max_num_batched_tokens,
+            pace=StepPace(self.config.itl_target_ms / 1000),
         )
         self._generation: dict[str, GenerationRunner] = {}
         self._embedding: dict[str, EncoderRunner] = {}
@@ -142,6 +147,8 @@ class Engine:
         self._generation.pop(name, None)
         if not self._generation:
             self._kv_memory = None
+        if not self.has_work:
+            gc.collect()  # for models that are part of a cycle; it takes 0.2 s, for which no stream should wait
         device.return_memory(self.config.device)
 
     def describe(self, name: str) -> ModelReady:
@@ -258,17 +265,24 @@ class Engine:
         now = time.time()
         for row in batch.rows:
             row.request.first_scheduled_time = row.request.first_scheduled_time or now
+        started = time.perf_counter()
         try:
             sampled = self._generation[batch.model].execute(batch)
         except Exception:  # whatever the model did, the other models and later requests go on
             logger.exception("a step of %s failed with %d requests in it", batch.model, len(batch.rows))
             return self._fail_batch(batch)
+        num_streams = sum(row.num_tokens == 1 for row in batch.rows)
+        self._observe(batch.model, num_streams, batch.num_tokens - num_streams, started)
         sampling_rows = [row for row in batch.rows if row.samples]
         outputs = [_sign_of_life(row) for row in batch.rows if not row.samples]
         for row in batch.rows:
             self.scheduler.advance(row)
         now = time.time()
         return outputs + [self._append(row, token, now) for row, token in zip(sampling_rows, sampled, strict=True)]
+
+    def _observe(self, model: str, num_streams: int, num_tokens: int, started: float) -> None:
+        """Let the scheduler learn what a batch took: it has no clock of its own."""
+        self.scheduler.pace.observe(model, num_streams, num_tokens, time.perf_counter() - started)
 
     def _fail_batch(self, batch: GenerationBatch) -> list[RequestOutput]:
         """End every request of a failed batch; its blocks may hold anything, so the prefix cache forgets all."""

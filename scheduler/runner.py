@@ -154,6 +154,8 @@ class GenerationRunner:
             if inputs.logits_indices is None:
                 # Chunks in the middle of prompts: nobody reads their logits, so the head is left out.
                 self._model.base_model(input_ids=inputs.input_ids, position_ids=inputs.position_ids, use_cache=False)
+                if self.device.type == "cuda":
+                    torch.cuda.synchronize()  # or the next step would be taken for as long as both
                 return [], context.layers_run
             logits = self._model(
                 input_ids=inputs.input_ids,

@@ -3,8 +3,9 @@
 There is no prefill phase and no decode phase. Every request has tokens whose keys and values are not computed yet: one
 if it is generating, many if it is new or was preempted. A step has a token budget. Requests that need a single token
 come first, so that running streams keep their pace. What is left goes to prompts and to texts to embed, each in the
-policy's order and half of it to each while both wait: the texts of a whole archive hold up no chat, nor chats them.
-Chunked prefill, prefix-cache hits, preemption and resumption are this arithmetic.
+policy's order and half of it to each while both wait: the texts of a whole archive hold up no chat, nor chats them. It
+is less than the budget while streams run, see `pace`. Chunked prefill, prefix-cache hits, preemption and resumption are
+this arithmetic.
 
 All models share the KV memory, so they share one order too. Why nothing waits for ever: (1) The first running request
 of all models is scheduled before any other and may preempt all of them; then every slab but its own is free or idle,
@@ -12,101 +13,25 @@ and `add` made sure that it fits alone. So every step computes something of it, 
 overtakes an earlier one that lacks blocks, of whatever model; so the running ones become fewer until it fits.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from typing import TypeVar
 
 from .errors import ContextLengthError, RequestError
-from .kv_cache import KVCacheManager
-from .plan import EmbeddingBatch, EmbeddingInput, GenerationBatch, ScheduledRow, StepPlan
-from .policy import EmbeddingJob, FifoQueue, Job, JobQueue, choose_victim
+from .lanes import EmbeddingLane, GenerationLane, Lane
+from .pace import StepPace
+from .plan import ScheduledRow, StepPlan
+from .policy import EmbeddingJob, Job, choose_victim
 from .request import Request, RequestStatus
+from .step import Step
 
-MAX_PROMPT_LOGPROBS_PER_STEP = 256
-"""Prompt tokens of one step whose log probabilities are wanted: each takes a row of logits over the vocabulary."""
-
-
-@dataclass(slots=True, eq=False)
-class GenerationLane:
-    """The requests of one generation model."""
-
-    model: str
-    kv: KVCacheManager
-    max_model_len: int
-    waiting: JobQueue = field(default_factory=FifoQueue)
-    running: dict[str, Request] = field(default_factory=dict)
-    """By request id, in the order of admission."""
-    num_preemptions: int = 0
-    num_prompt_tokens: int = 0
-    """Computed, not found in the prefix cache."""
-    num_generation_tokens: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class EmbeddingLane:
-    """The jobs of one embedding model."""
-
-    model: str
-    max_model_len: int
-    waiting: JobQueue = field(default_factory=FifoQueue)
-    unfinished: dict[str, EmbeddingJob] = field(default_factory=dict)
-    """Every job whose result is not out yet; those with inputs left are also in `waiting`."""
-    num_prompt_tokens: int = 0
-
-
-Lane = GenerationLane | EmbeddingLane
-
-
-class _Step:
-    """The plan of one step while it is being made."""
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.num_tokens = 0
-        self.reserved = 0
-        """Tokens that only texts may take."""
-        self.prompt_logprobs_room = MAX_PROMPT_LOGPROBS_PER_STEP
-        self.rows: dict[str, list[ScheduledRow]] = {}
-        self.inputs: dict[str, list[EmbeddingInput]] = {}
-        self.scheduled: set[str] = set()
-        self.out_of_blocks = False
-        """A running request found no free block in this step: nothing is admitted any more."""
-
-    @property
-    def room(self) -> int:
-        return max(0, self.budget - self.num_tokens - self.reserved)
-
-    def add_row(self, lane: GenerationLane, request: Request) -> None:
-        """Compute as many of the request's tokens as there is room for, which may be none."""
-        num_tokens = min(request.num_tokens - request.num_computed_tokens, self.room)
-        if request.needs_prompt_logprobs:
-            num_tokens = min(num_tokens, self.prompt_logprobs_room)
-            self.prompt_logprobs_room -= num_tokens
-        if num_tokens == 0:
-            return
-        row = ScheduledRow(request, request.num_computed_tokens, num_tokens)
-        self.rows.setdefault(lane.model, []).append(row)
-        self.scheduled.add(request.request_id)
-        self.num_tokens += num_tokens
-        lane.kv.remember(request, row.end)
-        lane.waiting.charge(request, num_tokens)
-
-    def plan(self) -> StepPlan:
-        return StepPlan(
-            generation=[
-                GenerationBatch(model, sorted(rows, key=lambda row: row.num_tokens > 1))
-                for model, rows in self.rows.items()
-            ],
-            embedding=[
-                EmbeddingBatch(model, sorted(inputs, key=lambda item: len(item.token_ids)))
-                for model, inputs in self.inputs.items()
-            ],
-            num_batched_tokens=self.num_tokens,
-        )
+_LaneT = TypeVar("_LaneT", GenerationLane, EmbeddingLane)
+_Running = tuple[GenerationLane, Request]
 
 
 class Scheduler:
     """All waiting and running jobs of one device, and the decision what each step computes."""
 
-    def __init__(self, *, max_num_seqs: int, max_num_batched_tokens: int) -> None:
+    def __init__(self, *, max_num_seqs: int, max_num_batched_tokens: int, pace: StepPace) -> None:
         if max_num_batched_tokens < max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens is {max_num_batched_tokens}, less than max_num_seqs, {max_num_seqs}: "
@@ -114,6 +39,7 @@ class Scheduler:
             )
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
+        self.pace = pace
         self.generation_lanes: dict[str, GenerationLane] = {}
         self.embedding_lanes: dict[str, EmbeddingLane] = {}
         self._lane_of: dict[str, Lane] = {}
@@ -198,6 +124,7 @@ class Scheduler:
         self.embedding_lanes.pop(model, None)
         if lane := self.generation_lanes.pop(model, None):
             lane.kv.close()
+        self.pace.forget(model)
 
     @property
     def has_work(self) -> bool:
@@ -220,15 +147,24 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """Decide what the next step computes; the blocks for it are taken and shared when this returns."""
-        step = _Step(self.max_num_batched_tokens)
+        step = Step(self.max_num_batched_tokens, self.pace)
         running = self._running_in_order()
-        self._schedule_running(step, running, single_token=True)
-        if any(lane.waiting for lane in self.embedding_lanes.values()):
-            step.reserved = step.room // 2
-        self._schedule_running(step, running, single_token=False)
+        self._schedule_streams(step, running)
+        step.end_streams()
+        text_lane = self._first_lane(self.embedding_lanes.values())
+        if text_lane:
+            step.reserve_for_texts(text_lane, _next_text_len(text_lane))
+        short, long = self._prompts(running)
+        if long:
+            step.reserve_for_long_prompts()
+        self._schedule_prompts(step, short)
         self._admit_waiting(step)
-        step.reserved = 0
-        self._schedule_texts(step)
+        if long:
+            step.release()
+            self._schedule_prompts(step, long)
+        if text_lane:
+            step.release()
+            self._schedule_texts(step)
         return step.plan()
 
     def advance(self, row: ScheduledRow) -> None:
@@ -238,7 +174,7 @@ class Scheduler:
         lane.num_prompt_tokens += max(0, min(row.end, prompt_end) - row.start)
         row.request.num_computed_tokens = row.end
 
-    def _running_in_order(self) -> list[tuple[GenerationLane, Request]]:
+    def _running_in_order(self) -> list[_Running]:
         """The running requests of all models, the policy's first ones first."""
         running = [
             (lane.waiting.key(request), lane, request)
@@ -248,22 +184,38 @@ class Scheduler:
         running.sort(key=lambda entry: entry[0])
         return [(lane, request) for _, lane, request in running]
 
-    def _schedule_running(
-        self, step: _Step, running: list[tuple[GenerationLane, Request]], *, single_token: bool
-    ) -> None:
-        """Rows for running requests; `single_token` selects those that need just one."""
+    def _prompts(self, running: list[_Running]) -> tuple[list[_Running], list[_Running]]:
+        """The running requests that want many tokens: those that one step could finish, and the longer ones.
+
+        A prompt that takes many steps leaves others half of each.
+        """
+        prompts = [
+            (lane, request, num_missing)
+            for lane, request in running
+            if request.status is RequestStatus.RUNNING
+            and (num_missing := request.num_tokens - request.num_computed_tokens) > 1
+        ]
+        limit = self.max_num_batched_tokens
+        short = [(lane, request) for lane, request, num_missing in prompts if num_missing <= limit]
+        long = [(lane, request) for lane, request, num_missing in prompts if num_missing > limit]
+        return short, long
+
+    def _schedule_streams(self, step: Step, running: list[_Running]) -> None:
+        """Rows for the running requests that need a single token."""
         for lane, request in running:
-            if step.room == 0:
-                return
-            num_missing = request.num_tokens - request.num_computed_tokens
             preempted_meanwhile = request.status is not RequestStatus.RUNNING
-            if preempted_meanwhile or (num_missing == 1) is not single_token:
+            if preempted_meanwhile or request.num_tokens - request.num_computed_tokens != 1:
                 continue
             if self._make_room(step, lane, request):
                 lane.kv.grow(request)
-                step.add_row(lane, request)
+                step.add_stream(lane, request)
 
-    def _make_room(self, step: _Step, lane: GenerationLane, request: Request) -> bool:
+    def _schedule_prompts(self, step: Step, prompts: list[_Running]) -> None:
+        """Rows for running requests that need several tokens, whose blocks they were given at admission."""
+        for lane, request in prompts:
+            step.add_prompt(lane, request)
+
+    def _make_room(self, step: Step, lane: GenerationLane, request: Request) -> bool:
         """Preempt later requests until the newest tokens of `request` have blocks; False if it must wait a step.
 
         Requests already in this step are left alone. The policy's first running request never waits: either all its
@@ -277,7 +229,7 @@ class Scheduler:
             self._preempt(self.generation_lanes[victim.model], victim)
         return True
 
-    def _find_victim(self, step: _Step, lane: GenerationLane, request: Request) -> Request | None:
+    def _find_victim(self, step: Step, lane: GenerationLane, request: Request) -> Request | None:
         """The request that would run last among those whose blocks `request` could come to use; None: there is none.
 
         A request of another model gives its blocks in vain unless a slab becomes idle by it, now or together with those
@@ -305,17 +257,19 @@ class Scheduler:
         lane.num_preemptions += 1
         lane.waiting.push(request)
 
-    def _admit_waiting(self, step: _Step) -> None:
+    def _admit_waiting(self, step: Step) -> None:
         """Start waiting requests of all models in the policy's order, until room, seats or blocks are gone."""
-        while step.room > 0 and self.num_running < self.max_num_seqs and not step.out_of_blocks:
-            lanes = [lane for lane in self.generation_lanes.values() if lane.waiting]
-            if not lanes or not self._admit(step, min(lanes, key=lambda lane: lane.waiting.key(lane.waiting.peek()))):
+        while self.num_running < self.max_num_seqs and not step.out_of_blocks:
+            lane = self._first_lane(self.generation_lanes.values())
+            if lane is None or not self._admit(step, lane):
                 return
 
-    def _admit(self, step: _Step, lane: GenerationLane) -> bool:
-        """Start the lane's first waiting request; False if it has to wait for blocks."""
+    def _admit(self, step: Step, lane: GenerationLane) -> bool:
+        """Start the lane's first waiting request; False if it has to wait for room or blocks."""
         request = lane.waiting.peek()
         assert isinstance(request, Request)
+        if step.room_for(lane) == 0:
+            return False
         cached = lane.kv.find_cached(request)
         if not lane.kv.can_admit(request, cached):
             return False
@@ -323,27 +277,32 @@ class Scheduler:
         lane.kv.admit(request, cached)
         request.status = RequestStatus.RUNNING
         lane.running[request.request_id] = request
-        step.add_row(lane, request)
+        step.add_prompt(lane, request)
         return True
 
-    def _schedule_texts(self, step: _Step) -> None:
+    def _schedule_texts(self, step: Step) -> None:
         """Take texts of waiting jobs of all models in the policy's order, as many as fit, but at least one.
 
         A text cannot be cut, and one that is longer than the room beside steady generation would never be computed.
         """
-        lanes = [lane for lane in self.embedding_lanes.values() if lane.waiting]
-        while lanes:
-            lane = min(lanes, key=lambda lane: lane.waiting.key(lane.waiting.peek()))
+        while lane := self._first_lane(self.embedding_lanes.values()):
+            if step.has_texts and _next_text_len(lane) > step.room_for(lane):
+                return
             job = lane.waiting.peek()
             assert isinstance(job, EmbeddingJob)
-            num_tokens = len(job.remaining[-1].token_ids)
-            if num_tokens > step.room and step.inputs:
-                return
-            step.inputs.setdefault(lane.model, []).append(job.remaining.pop())
-            step.num_tokens += num_tokens
-            lane.num_prompt_tokens += num_tokens
-            lane.waiting.charge(job, num_tokens)
+            step.add_text(lane, job)
             if not job.remaining:
                 lane.waiting.pop()
-                if not lane.waiting:
-                    lanes.remove(lane)
+
+    @staticmethod
+    def _first_lane(lanes: Iterable[_LaneT]) -> _LaneT | None:
+        """The lane whose first waiting job is the policy's first of all; None: nothing waits."""
+        waiting = [lane for lane in lanes if lane.waiting]
+        return min(waiting, key=lambda lane: lane.waiting.key(lane.waiting.peek()), default=None)
+
+
+def _next_text_len(lane: EmbeddingLane) -> int:
+    """Tokens of the lane's next text."""
+    job = lane.waiting.peek()
+    assert isinstance(job, EmbeddingJob)
+    return len(job.remaining[-1].token_ids)

@@ -99,6 +99,14 @@ class Settings(BaseSettings):
     max_num_batched_tokens: int = Field(
         default=0, ge=0, description="tokens that one step may compute; 0: 512 on a CPU, 8192 on a GPU"
     )
+    itl_target: int | None = Field(
+        default=None,
+        ge=0,
+        le=60_000,
+        description="milliseconds between two tokens of a stream, which prompts and texts beside it shall not exceed; "
+        "0: no bound; without it: 200 on a CPU, 50 on a GPU",
+        json_schema_extra=_metavar("MS"),
+    )
     enable_prefix_caching: bool = Field(default=True, description="let requests share the computed parts of prompts")
     num_threads: int = Field(
         default=0, ge=0, le=1024, description="CPU threads of one operation; 0: one a physical core"
@@ -197,6 +205,7 @@ class Settings(BaseSettings):
             block_size=self.block_size,
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
+            itl_target_ms=-1 if self.itl_target is None else self.itl_target,
             enable_prefix_caching=self.enable_prefix_caching,
             num_threads=self.num_threads,
         )

@@ -8,7 +8,7 @@ import torch
 from engine_harness import Oracle, make_engine, make_job
 from tiny_models import make_tiny
 
-from penstock.scheduler import scheduler as scheduler_module
+from penstock.scheduler import step as step_module
 from penstock.scheduler.engine import Engine
 from penstock.scheduler.messages import RequestOutput, Submit, TokenLogprobs
 
@@ -90,7 +90,7 @@ def test_a_prompt_evicted_halfway_keeps_what_it_knows(folder: Path, oracle: Orac
 
 
 def test_a_step_computes_a_bounded_number(folder: Path, oracle: Oracle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scheduler_module, "MAX_PROMPT_LOGPROBS_PER_STEP", 10)
+    monkeypatch.setattr(step_module, "MAX_PROMPT_LOGPROBS_PER_STEP", 10)
     engine = make_engine(folder)
     jobs = [scoring_job(PROMPTS[-1], 0), scoring_job(PROMPTS[-2], 0)]
     other = make_job(PROMPTS[-1], max_tokens=1)

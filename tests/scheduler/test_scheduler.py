@@ -9,18 +9,20 @@ from hypothesis import strategies as st
 from penstock.scheduler.errors import ContextLengthError, RequestError
 from penstock.scheduler.kv_arena import KVArena
 from penstock.scheduler.kv_cache import KVCacheManager
+from penstock.scheduler.lanes import EmbeddingLane, GenerationLane
 from penstock.scheduler.messages import Submit
+from penstock.scheduler.pace import StepPace
 from penstock.scheduler.plan import StepPlan
 from penstock.scheduler.policy import EmbeddingJob
 from penstock.scheduler.request import Request, RequestStatus
 from penstock.scheduler.sampling_params import SamplingParams
-from penstock.scheduler.scheduler import EmbeddingLane, GenerationLane, Scheduler
+from penstock.scheduler.scheduler import Scheduler
 
 
 def make_scheduler(
     num_blocks: int = 64, block_size: int = 4, max_num_seqs: int = 8, budget: int = 16, prefix: bool = True
 ) -> Scheduler:
-    scheduler = Scheduler(max_num_seqs=max_num_seqs, max_num_batched_tokens=budget)
+    scheduler = Scheduler(max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, pace=StepPace(0))
     arena = KVArena(num_blocks, slab_bytes=num_blocks)
     kv = KVCacheManager(arena, 1, block_size, enable_prefix_caching=prefix)
     scheduler.generation_lanes["m"] = GenerationLane("m", kv, 1000)
@@ -49,6 +51,8 @@ def rows_of(plan: StepPlan) -> dict[str, tuple[int, int]]:
 def compute(scheduler: Scheduler, plan: StepPlan) -> None:
     """What the engine does after a step, with token 7 as every sample."""
     for batch in plan.generation:
+        num_streams = sum(row.num_tokens == 1 for row in batch.rows)
+        scheduler.pace.observe(batch.model, num_streams, batch.num_tokens - num_streams, 0.001 * batch.num_tokens)
         for row in batch.rows:
             samples = row.samples
             scheduler.advance(row)
@@ -292,9 +296,25 @@ def test_a_blocked_model_does_not_hold_up_another() -> None:
     assert len(plan.embedding[0].inputs) == 1
 
 
+def test_a_prompt_of_many_steps_leaves_others_half_of_each() -> None:
+    scheduler = make_scheduler(budget=16)
+    scheduler.add(make_request("long", 100, max_tokens=1))
+    plan = scheduler.schedule()
+    assert rows_of(plan) == {"long": (0, 16)}
+    compute(scheduler, plan)
+    scheduler.add(make_request("chat", 10))
+    plan = scheduler.schedule()
+    assert rows_of(plan) == {"long": (16, 8), "chat": (0, 8)}
+    compute(scheduler, plan)
+    plan = scheduler.schedule()
+    assert rows_of(plan) == {"long": (24, 14), "chat": (8, 2)}
+    compute(scheduler, plan)
+    assert rows_of(scheduler.schedule()) == {"long": (38, 15), "chat": (10, 1)}
+
+
 def test_a_budget_smaller_than_the_seats_is_refused() -> None:
     with pytest.raises(ValueError, match="max_num_batched_tokens is 4, less than max_num_seqs, 8"):
-        Scheduler(max_num_seqs=8, max_num_batched_tokens=4)
+        Scheduler(max_num_seqs=8, max_num_batched_tokens=4, pace=StepPace(0))
 
 
 def check_integrity(scheduler: Scheduler) -> None:
@@ -344,6 +364,7 @@ EVENT = st.one_of(
     max_num_seqs=st.integers(1, 6),
     budget=st.integers(6, 40),
     prefix=st.booleans(),
+    target=st.sampled_from([0.0, 0.0001, 0.02]),
 )
 def test_no_sequence_of_events_leaks_a_block_or_loses_a_request(
     events: list[tuple[tuple[str, int, int], int]],
@@ -353,8 +374,10 @@ def test_no_sequence_of_events_leaks_a_block_or_loses_a_request(
     max_num_seqs: int,
     budget: int,
     prefix: bool,
+    target: float,
 ) -> None:
     scheduler = make_scheduler(11, 4, max_num_seqs, budget, prefix)
+    scheduler.pace = StepPace(target)
     shared = KVArena(arena, slab)  # the longest request needs 11 blocks
     for model, size in zip("mn", block_bytes, strict=True):
         kv = KVCacheManager(shared, size, 4, enable_prefix_caching=prefix)

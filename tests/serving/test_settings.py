@@ -51,6 +51,7 @@ def test_every_engine_setting_reaches_the_engine() -> None:
         "block_size": "32",
         "max_num_seqs": "7",
         "max_num_batched_tokens": "99",
+        "itl_target": "0",
         "enable_prefix_caching": False,
         "num_threads": "3",
     }
@@ -60,6 +61,7 @@ def test_every_engine_setting_reaches_the_engine() -> None:
         block_size=32,
         max_num_seqs=7,
         max_num_batched_tokens=99,
+        itl_target_ms=0,
         enable_prefix_caching=False,
         num_threads=3,
     )

@@ -20,13 +20,13 @@ _ids = itertools.count()
 
 def make_engine(folder: Path, num_blocks: int | None = None, **config: object) -> Engine:
     """An fp32 CPU engine with one generation model named "m", and exactly `num_blocks` KV blocks if given."""
-    settings = {"device": "cpu", "num_threads": 1, "max_num_seqs": 16, "kv_cache_memory": 64 << 20, **config}
-    config = EngineConfig(**settings)  # type: ignore[arg-type]
-    runner = load_runner(ModelSpec("m", str(folder), "generate", dtype="float32"), config)
+    settings = {"num_threads": 1, "max_num_seqs": 16, "kv_cache_memory": 64 << 20, "itl_target_ms": 0, **config}
+    engine_config = EngineConfig(device="cpu", **settings)  # type: ignore[arg-type]
+    runner = load_runner(ModelSpec("m", str(folder), "generate", dtype="float32"), engine_config)
     assert isinstance(runner, GenerationRunner)
     if num_blocks is not None:
-        config = replace(config, kv_cache_memory=num_blocks * runner.kv_bytes_per_block)
-    engine = Engine(config)
+        engine_config = replace(engine_config, kv_cache_memory=num_blocks * runner.kv_bytes_per_block)
+    engine = Engine(engine_config)
     engine.install(runner)
     if num_blocks is not None:
         assert engine.describe("m").num_kv_blocks == num_blocks

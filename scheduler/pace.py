@@ -1,0 +1,95 @@
+"""How long a step will take, learnt from earlier ones, and so how much may go into it beside running streams.
+
+A stream gets its next token when the step ends, whatever else is in it. So while streams run, a step takes only as many
+tokens of prompts and of texts as are expected to fit into the target for the time between two tokens. What a token
+costs depends on model, machine and the length of contexts, and changes all the time: it is followed, not configured.
+
+For each model, seconds = base + row * streams + token * (tokens of prompts or texts). The models of a step add up.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+MIN_TOKENS = 32
+"""Prompt tokens that every step may take, so that slow streams starve no prompt."""
+
+_ROW_SCALE = 32  # streams; brings base and row to one size for the gradient
+_ROW_RATE = 0.5
+# Dearer is believed sooner than cheaper: a target missed is worse than a few steps too small.
+_DEARER_RATE, _CHEAPER_RATE = 0.5, 0.25
+_MAX_JUMP = 4.0  # a step that took longer than that many times what was expected was held up by something else
+_MIN_SHARE = 0.1  # of a step's time is ascribed to its prompts, however slow its streams were thought to be
+
+
+@dataclass(slots=True)
+class ModelPace:
+    """What is known of one model's speed; all in seconds."""
+
+    base: float | None = None
+    """None: no step with nothing but streams was seen."""
+    row: float = 0.0
+    token: float | None = None
+    """None: no step with prompts or texts was seen."""
+
+    def of_rows(self, num_rows: int) -> float:
+        """Seconds that a step takes for so many streams."""
+        return 0.0 if self.base is None or num_rows == 0 else self.base + self.row * num_rows
+
+    def observe(self, num_rows: int, num_tokens: int, seconds: float) -> None:
+        """Learn from one step of the model: `num_rows` streams and `num_tokens` of prompts or texts took `seconds`."""
+        expected = self.of_rows(num_rows)
+        if num_tokens == 0 or seconds < expected:
+            self._observe_rows(num_rows, seconds)
+        if num_tokens > 0:
+            cost = max(seconds - expected, _MIN_SHARE * seconds) / num_tokens
+            if self.token is None:
+                self.token = cost
+            else:
+                rate = _DEARER_RATE if cost > self.token else _CHEAPER_RATE
+                self.token += rate * (min(cost, _MAX_JUMP * self.token) - self.token)
+
+    def _observe_rows(self, num_rows: int, seconds: float) -> None:
+        if self.base is None:
+            self.base = seconds
+            return
+        expected = self.base + self.row * num_rows
+        error = min(seconds, _MAX_JUMP * expected) - expected
+        # A step along the gradient that corrects a share of the error at this number of rows, whatever it is.
+        scaled = num_rows / _ROW_SCALE
+        correction = _ROW_RATE * error / (1 + scaled * scaled)
+        self.base = max(0.0, self.base + correction)
+        self.row = max(0.0, self.row + correction * scaled / _ROW_SCALE)
+
+
+class StepPace:
+    """The speed of every model, and the target for a step with streams in it."""
+
+    def __init__(self, target: float) -> None:
+        """`target` is the time between two tokens of a stream, in seconds; 0: there is none."""
+        self.target = target
+        self._models: dict[str, ModelPace] = {}
+
+    def seconds_beside(self, num_rows: Mapping[str, int]) -> float:
+        """Seconds that are left for prompts and texts beside so many streams of each model; infinite if none runs."""
+        if self.target == 0 or not any(num_rows.values()):
+            return math.inf
+        taken = sum(self._of(model).of_rows(count) for model, count in num_rows.items())
+        return max(0.0, self.target - taken)
+
+    def seconds_per_token(self, model: str) -> float:
+        """Of a prompt or a text; infinite while nothing is known, so that a model begins with the smallest steps."""
+        token = self._of(model).token
+        return math.inf if token is None else token
+
+    def observe(self, model: str, num_rows: int, num_tokens: int, seconds: float) -> None:
+        """Learn what one model took in one step, see `ModelPace`."""
+        if seconds > 0:
+            self._of(model).observe(num_rows, num_tokens, seconds)
+
+    def forget(self, model: str) -> None:
+        """The model is unloaded; another may come under its name."""
+        self._models.pop(model, None)
+
+    def _of(self, model: str) -> ModelPace:
+        return self._models.setdefault(model, ModelPace())
