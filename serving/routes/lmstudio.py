@@ -56,11 +56,17 @@ def lmstudio_router(services: Services, *, max_body_bytes: int) -> APIRouter:
         body = await read_body(request, UnloadBody, max_body_bytes)
         return await models.unload(body.instance_id)
 
-    @router.post("/models/download", response_model=None)
+    @router.post(
+        "/models/download",
+        **documented("Fetch a model", tag="LM Studio", body=DownloadBody, answer=answers.DownloadStatus),
+    )
     async def download(request: Request) -> dict[str, object]:
         return await downloads.start(await read_body(request, DownloadBody, max_body_bytes))
 
-    @router.get("/models/download/status/{job_id}", response_model=None)
+    @router.get(
+        "/models/download/status/{job_id}",
+        **documented("How far a download is", tag="LM Studio", answer=answers.DownloadStatus),
+    )
     async def download_status(job_id: str) -> dict[str, object]:
         return await downloads.status(job_id)
 

@@ -54,6 +54,20 @@ class UnloadedModel(Answer):
     instance_id: str
 
 
+class DownloadStatus(Answer):
+    """A model that is fetched; the moments are in ISO 8601."""
+
+    job_id: str = ""
+    status: Literal["downloading", "completed", "failed", "already_downloaded"]
+    started_at: str = ""
+    completed_at: str = ""
+    estimated_completion: str = ""
+    total_size_bytes: int = 0
+    downloaded_bytes: int = 0
+    bytes_per_second: int = 0
+    error: str = ""
+
+
 class NativeChat(Answer):
     """The model's turn."""
 
