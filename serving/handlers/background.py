@@ -15,6 +15,7 @@ from typing import Any, Literal, Protocol
 import orjson
 
 from ..errors import ApiError
+from ..store.database import TOO_LARGE
 from ..store.items import complete_items
 from ..store.responses import Lease
 from ..store.store import Store
@@ -67,25 +68,33 @@ class ResponseRun:
         principal: whose it is.
         store: where it and what it adds to a conversation goes.
         is_stored: it is kept at its end.
+        is_streamed: events are wanted, now or later.
         background: it goes on without its client.
 
     Attributes:
         response: the response object as of now.
-        recording: its events so far.
+        recording: its events so far, if it is streamed.
     """
 
     def __init__(
-        self, source: ResponseSource, principal: str, store: Store, *, is_stored: bool, background: bool
+        self,
+        source: ResponseSource,
+        principal: str,
+        store: Store,
+        *,
+        is_stored: bool,
+        is_streamed: bool,
+        background: bool,
     ) -> None:
         self.response = source.response
         self.input_items = complete_items(source.input_items)
         self.background = background
-        self.recording = Recording()
+        self.is_streamed = is_streamed
+        self.recording = Recording(forgets=not is_stored)
         self._source = source
         self._principal = principal
         self._store = store
         self._is_stored = is_stored
-        self._may_be_streamed_again = background
         self._ending: Literal["cancelled", "failed"] | None = None
         self._has_begun = False
         self._is_finishing = False
@@ -98,7 +107,6 @@ class ResponseRun:
 
     async def stream(self) -> AsyncGenerator[bytes]:
         """Framed events for the client that asked for the response; others use `recording.follow`."""
-        self._may_be_streamed_again = True
         try:
             async for framed in self.recording.follow():
                 yield framed
@@ -159,7 +167,8 @@ class ResponseRun:
         self._is_finishing = True
         await self._source.close()
         await self._keep(last)
-        self.recording.append(last)
+        if self.is_streamed:
+            self.recording.append(last)
         self.recording.end()
 
     async def _record(self) -> Json:
@@ -172,7 +181,8 @@ class ResponseRun:
                     self.response = event["response"] | {"output": self.response["output"]}
                 elif event["type"] == "response.output_item.done":
                     self.response = self.response | {"output": [*self.response["output"], event["item"]]}
-                self.recording.append(event)
+                if self.is_streamed:
+                    self.recording.append(event)
         raise RuntimeError("the events ended without a last one")
 
     def _last_event(self, status: Literal["cancelled", "failed"], message: str) -> Json:
@@ -196,14 +206,23 @@ class ResponseRun:
         conversation = response.get("conversation")
         try:
             if self._is_stored:
-                events = [*self.recording.events, orjson.dumps(last)] if self._may_be_streamed_again else []
-                await self._store.responses.save(self._principal, response, self.input_items, events=events)
+                await self._save(last)
             if conversation and response["status"] in ("completed", "incomplete"):
                 items = [*self.input_items, *response["output"]]
                 await self._store.conversations.append(self._principal, conversation["id"], items)
         except ApiError as error:
             response["store"] = False
             _log.error("response %s could not be stored: %s", response["id"], error.message)
+
+    async def _save(self, last: Json) -> None:
+        """Store the response with its events, or without them if that is too much."""
+        events = [*self.recording.events(), orjson.dumps(last)] if self.is_streamed else []
+        try:
+            await self._store.responses.save(self._principal, self.response, self.input_items, events=events)
+        except ApiError as error:
+            if error.status != TOO_LARGE or not events:
+                raise
+            await self._store.responses.save(self._principal, self.response, self.input_items)
 
 
 class ResponseRuns:
@@ -216,17 +235,20 @@ class ResponseRuns:
     def __init__(self, store: Store) -> None:
         self.store = store
         self._process = uuid.uuid4().hex
-        self._runs: dict[tuple[str, str], ResponseRun] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._by_task: dict[asyncio.Task[None], ResponseRun] = {}
+        self._by_id: dict[tuple[str, str], ResponseRun] = {}  # of those that are stored
         self._renewal: asyncio.Task[None] | None = None
 
-    async def start(self, source: ResponseSource, principal: str, *, store: bool, background: bool) -> ResponseRun:
+    async def start(
+        self, source: ResponseSource, principal: str, *, store: bool, stream: bool, background: bool
+    ) -> ResponseRun:
         """Begin to make a response.
 
         Args:
             source: what makes it.
             principal: whose it is.
             store: keep it; a background response has to be kept.
+            stream: its events are wanted; those of a background response always are.
             background: go on when the client leaves.
 
         Raises:
@@ -235,7 +257,14 @@ class ResponseRuns:
         assert store or not background
         if background and self.num_background >= MAX_BACKGROUND:
             raise _too_many()
-        run = ResponseRun(source, principal, self.store, is_stored=store, background=background)
+        run = ResponseRun(
+            source,
+            principal,
+            self.store,
+            is_stored=store,
+            is_streamed=stream or background,
+            background=background,
+        )
         if background:
             lease = Lease(self._process, self._lease_end())
             await self.store.responses.save(principal, run.response, run.input_items, lease=lease)
@@ -243,30 +272,29 @@ class ResponseRuns:
             await self.store.responses.check(run.response, run.input_items)
         key = (principal, run.response["id"])
         task = run.start()
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._by_task[task] = run
+        task.add_done_callback(self._by_task.pop)
         if store:
-            self._runs[key] = run
-            task.add_done_callback(lambda _: self._runs.pop(key, None))
+            self._by_id[key] = run
+            task.add_done_callback(lambda _: self._by_id.pop(key, None))
         if background and self._renewal is None:
             self._renewal = asyncio.create_task(self._renew_leases(), name="response-leases")
         return run
 
     def find(self, principal: str, response_id: str) -> ResponseRun | None:
         """A response that is being made, if it will be stored."""
-        return self._runs.get((principal, response_id))
+        return self._by_id.get((principal, response_id))
 
     @property
     def num_background(self) -> int:
         """Background responses being made."""
-        return sum(run.background for run in self._runs.values())
+        return sum(run.background for run in self._by_id.values())
 
     async def close(self) -> None:
         """End all of them; those of the background have failed then."""
         if self._renewal is not None:
             self._renewal.cancel()
-        await asyncio.gather(*(run.stop() for run in list(self._runs.values())))
-        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*(run.stop() for run in list(self._by_task.values())))
 
     def _lease_end(self) -> float:
         return self.store.database.clock() + LEASE_SECONDS

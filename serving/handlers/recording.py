@@ -7,24 +7,27 @@ from typing import Any
 
 import orjson
 
+_DATA = b"\ndata: "
+
 
 class Recording:
     """Encoded events in their order; readers that have seen all wait for the next one.
 
-    Attributes:
-        events: the JSON of each event so far.
+    Args:
+        forgets: events are dropped when they are read; there is one reader then, who reads from the beginning.
     """
 
-    def __init__(self) -> None:
-        self.events: list[bytes] = []
+    def __init__(self, *, forgets: bool = False) -> None:
+        self._forgets = forgets
         self._frames: list[bytes] = []
         self._numbers: list[int] = []
+        self._last_number = -1
         self._ended = False
         self._news = asyncio.Event()
 
     @classmethod
     def of(cls, events: Iterable[bytes]) -> "Recording":
-        """A finished recording."""
+        """A finished recording of encoded events."""
         recording = cls()
         for encoded in events:
             recording._append(orjson.loads(encoded), encoded)
@@ -32,12 +35,21 @@ class Recording:
         return recording
 
     @property
+    def num_events(self) -> int:
+        """Events that are kept."""
+        return len(self._frames)
+
+    @property
     def next_number(self) -> int:
         """The sequence number of an event that would come next."""
-        return self._numbers[-1] + 1 if self._numbers else 0
+        return self._last_number + 1
+
+    def events(self) -> list[bytes]:
+        """The JSON of each event."""
+        return [frame[frame.index(_DATA) + len(_DATA) : -2] for frame in self._frames]
 
     def append(self, event: dict[str, Any]) -> None:
-        """Add an event; its `sequence_number` is not below the one before."""
+        """Add an event; its `sequence_number` is above the one before."""
         self._append(event, orjson.dumps(event))
         self._wake()
 
@@ -57,6 +69,10 @@ class Recording:
                 position = bisect_right(self._numbers, after, lo=position)
                 piece = b"".join(self._frames[position:])
                 position = len(self._frames)
+                if self._forgets:
+                    self._frames.clear()
+                    self._numbers.clear()
+                    position = 0
                 if piece:
                     yield piece
             elif self._ended:
@@ -65,9 +81,9 @@ class Recording:
                 await self._news.wait()
 
     def _append(self, event: dict[str, Any], encoded: bytes) -> None:
-        self.events.append(encoded)
-        self._frames.append(b"event: " + event["type"].encode() + b"\ndata: " + encoded + b"\n\n")
-        self._numbers.append(event["sequence_number"])
+        self._last_number = event["sequence_number"]
+        self._frames.append(b"".join((b"event: ", event["type"].encode(), _DATA, encoded, b"\n\n")))
+        self._numbers.append(self._last_number)
 
     def _wake(self) -> None:
         self._news.set()

@@ -1,5 +1,6 @@
 """What becomes of a response after POST: read, streamed again, cancelled, deleted, its input listed."""
 
+import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +43,8 @@ class StoredResponsesHandler:
         """
         run = self.services.runs.find(principal, response_id)
         if run is not None:
+            if not run.is_streamed:
+                raise _not_streamed(response_id)
             return run.recording.follow(starting_after)
         response = await self.services.store.responses.get(principal, response_id)
         if response["status"] in UNFINISHED:
@@ -49,7 +52,8 @@ class StoredResponsesHandler:
         events = await self.services.store.responses.events(principal, response_id)
         if not events:
             raise _not_streamed(response_id)
-        return Recording.of(events).follow(starting_after)
+        recording = await asyncio.to_thread(Recording.of, events)
+        return recording.follow(starting_after)
 
     async def cancel(self, principal: str, response_id: str) -> Json:
         """End a background response; one that has ended stays as it is.

@@ -37,7 +37,9 @@ def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
         accepted = await until_disconnect(request.receive, responses.accept(body, principal))
         live = accepted.live
         try:
-            run = await services.runs.start(live, principal, store=body.store, background=body.background)
+            run = await services.runs.start(
+                live, principal, store=body.store, stream=body.stream, background=body.background
+            )
         except BaseException:
             await live.close()
             raise

@@ -53,7 +53,8 @@ class ChatStore:
             )
             objects.add_items(connection, principal, position, "input", kept)
 
-        await self._database.write(work, len(orjson.dumps([completion, kept])))
+        size = await self._database.prepare(lambda: len(orjson.dumps([completion, kept])))
+        await self._database.write(work, size)
 
     async def get(self, principal: str, completion_id: str) -> Json:
         """A completion with its metadata.

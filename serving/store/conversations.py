@@ -47,7 +47,7 @@ class ConversationStore:
             _add(connection, principal, position, complete)
             return _conversation(_find(connection, principal, conversation_id))
 
-        return await self._database.write(work, len(orjson.dumps(complete)))
+        return await self._database.write(work, await self._size(complete))
 
     async def get(self, principal: str, conversation_id: str) -> Json:
         """A conversation object.
@@ -89,7 +89,7 @@ class ConversationStore:
             ApiError: 404, there is no such conversation; 413, it would become too large; 503.
         """
         complete = complete_items(items)
-        size = len(orjson.dumps(complete))
+        size = await self._size(complete)
 
         def work(connection: Connection) -> list[Json]:
             row = _find(connection, principal, conversation_id)
@@ -159,6 +159,9 @@ class ConversationStore:
             return _conversation(row)
 
         return await self._database.write(work)
+
+    async def _size(self, items: list[Json]) -> int:
+        return await self._database.prepare(lambda: len(orjson.dumps(items)))
 
 
 def conversation_not_found(conversation_id: str) -> ApiError:

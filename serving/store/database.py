@@ -25,6 +25,8 @@ Work = Callable[[sqlite3.Connection], T]
 
 DEFAULT_MAX_BYTES = 2**30
 DEFAULT_MAX_AGE = 30 * 24 * 3600.0
+TOO_LARGE = 413
+"""Status of the refusal of an object that is larger than the store takes."""
 MAX_RECORD_BYTES = 64 * 2**20
 """Of one object with all that belongs to it; a smaller store takes an eighth of itself at most."""
 _BUSY_TIMEOUT = 5.0  # seconds to wait for another process's transaction
@@ -83,6 +85,10 @@ class Database:
         self._check_size(num_bytes)
         return await self._submit(work, "BEGIN IMMEDIATE", num_bytes)
 
+    async def prepare(self, work: Callable[[], T]) -> T:
+        """The result of `work`, which encodes what will be written: that would hold up the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
+
     async def check(self, num_bytes: int) -> None:
         """See that the file can be opened, and that it may take an object of `num_bytes`.
 
@@ -102,7 +108,7 @@ class Database:
             raise ApiError(
                 f"The object has {num_bytes} bytes, and the store takes at most {self.max_record_bytes} for one. "
                 "Send less, or send store: false.",
-                status=413,
+                status=TOO_LARGE,
                 code="record_too_large",
             )
 

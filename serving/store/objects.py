@@ -16,6 +16,9 @@ Part = Literal["input", "output"]
 Order = Literal["asc", "desc"]
 Json = dict[str, Any]
 
+MAX_PAGE_BYTES = 16 * 2**20
+"""Pages end early rather than have more than this, except for a single large entry."""
+
 
 @dataclass(frozen=True, slots=True)
 class ObjectRow:
@@ -149,8 +152,9 @@ def list_objects(
         f"SELECT position, id, created_at, metadata, body FROM objects WHERE {' AND '.join(where)}{bound} "
         f"ORDER BY position {direction} LIMIT ?",
         (*values, *extra, limit + 1),
-    ).fetchall()
-    return [_object(row) for row in rows[:limit]], len(rows) > limit
+    )
+    found, has_more = _bounded(rows, limit)
+    return [_object(row) for row in found], has_more
 
 
 def add_items(connection: sqlite3.Connection, principal: str, owner: int, part: Part, items: Iterable[Json]) -> None:
@@ -207,8 +211,9 @@ def page_of_items(
     rows = connection.execute(
         f"SELECT body FROM items WHERE owner = ? AND part = ?{bound} ORDER BY position {direction} LIMIT ?",
         (owner, part, *extra, limit + 1),
-    ).fetchall()
-    return Page([orjson.loads(body) for (body,) in rows[:limit]], len(rows) > limit)
+    )
+    found, has_more = _bounded(rows, limit)
+    return Page([orjson.loads(body) for (body,) in found], has_more)
 
 
 def find_items(connection: sqlite3.Connection, principal: str, item_ids: Sequence[str]) -> dict[str, Json]:
@@ -221,6 +226,21 @@ def find_items(connection: sqlite3.Connection, principal: str, item_ids: Sequenc
         if row:
             found[item_id] = orjson.loads(row[0])
     return found
+
+
+def _bounded(rows: Iterable[tuple[Any, ...]], limit: int) -> tuple[list[tuple[Any, ...]], bool]:
+    """The first rows, whose last column is the body, and whether there are more.
+
+    There are at most `limit`, fewer if they are large, but always one.
+    """
+    taken: list[tuple[Any, ...]] = []
+    num_bytes = 0
+    for row in rows:
+        num_bytes += len(row[-1])
+        if len(taken) == limit or (taken and num_bytes > MAX_PAGE_BYTES):
+            return taken, True
+        taken.append(row)
+    return taken, False
 
 
 def _paging(after: int | None, order: Order) -> tuple[str, str, tuple[int, ...]]:

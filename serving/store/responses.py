@@ -58,8 +58,12 @@ class ResponseStore:
         """
         body = {name: value for name, value in response.items() if name != "output"}
         inputs = complete_items(input_items)
-        recorded = zlib.compress(b"\n".join(events), 1) if events else b""
-        size = len(orjson.dumps([response, inputs])) + len(recorded)
+
+        def encode() -> tuple[bytes, int]:
+            recorded = zlib.compress(b"\n".join(events), 1) if events else b""
+            return recorded, len(orjson.dumps([response, inputs])) + len(recorded)
+
+        recorded, size = await self._database.prepare(encode)
 
         def work(connection: Connection) -> None:
             position = objects.put(

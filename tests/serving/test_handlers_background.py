@@ -1,6 +1,7 @@
 """Responses in the making: recorded, followed, cancelled, stopped, and what the store has of them afterwards."""
 
 import asyncio
+import random
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ from fake_engine import until
 
 from penstock.serving.errors import ApiError
 from penstock.serving.handlers import background
-from penstock.serving.handlers.background import ResponseRuns
+from penstock.serving.handlers.background import ResponseRun, ResponseRuns
 from penstock.serving.handlers.recording import Recording
 from penstock.serving.store.database import Database
 from penstock.serving.store.store import open_store
@@ -78,6 +79,12 @@ async def opened(path: Path | None = None, **options: Any) -> AsyncIterator[Resp
         await runs.store.database.close()
 
 
+async def begin(
+    runs: ResponseRuns, source: Source, *, store: bool = True, stream: bool = True, background: bool = False
+) -> ResponseRun:
+    return await runs.start(source, ME, store=store, stream=stream, background=background)
+
+
 async def collect(frames: AsyncGenerator[bytes]) -> list[dict[str, Any]]:
     text = b"".join([framed async for framed in frames]).decode()
     events = []
@@ -91,7 +98,7 @@ async def collect(frames: AsyncGenerator[bytes]) -> list[dict[str, Any]]:
 async def test_a_stream_is_stored_before_its_end_is_told_and_can_be_read_again_from_any_event() -> None:
     async with opened() as runs:
         source = Source()
-        run = await runs.start(source, ME, store=True, background=False)
+        run = await begin(runs, source)
         source.go.set()
         events = await collect(run.stream())
         assert [event["sequence_number"] for event in events] == list(range(6))
@@ -105,20 +112,45 @@ async def test_a_stream_is_stored_before_its_end_is_told_and_can_be_read_again_f
 async def test_many_follow_a_running_response_from_where_they_like() -> None:
     async with opened() as runs:
         source = Source(words=tuple("abcdefgh"))
-        run = await runs.start(source, ME, store=True, background=True)
+        run = await begin(runs, source, background=True)
         early = [asyncio.create_task(collect(run.recording.follow(after))) for after in (-1, 0, 4, 100)]
-        await until(lambda: len(run.recording.events) == 2)
+        await until(lambda: run.recording.num_events == 2)
         source.go.set()
         events, *rest = await asyncio.gather(*early)
         assert len(events) == 12
         assert rest == [events[1:], events[5:], []]
 
 
+async def test_events_that_are_not_kept_are_forgotten_when_they_are_read() -> None:
+    async with opened() as runs:
+        source = Source(words=tuple("abcdefgh"))
+        run = await begin(runs, source, store=False)
+        frames = run.stream()
+        num_first = (await anext(frames)).count(b"\n\n")
+        assert run.recording.num_events == 0
+        source.go.set()
+        rest = await collect(frames)
+        assert [event["sequence_number"] for event in rest] == list(range(num_first, 12))
+        assert run.recording.num_events == 0
+
+
+async def test_events_too_large_to_store_are_left_out() -> None:
+    async with opened(max_bytes=2**20) as runs:
+        noise = tuple(random.Random(n).randbytes(3000).hex() for n in range(60))
+        source = Source(words=noise)
+        source.go.set()
+        run = await begin(runs, source)
+        last = (await collect(run.stream()))[-1]
+        assert last["response"]["store"] is True
+        assert await runs.store.responses.events(ME, "resp_1") == []
+        assert (await runs.store.responses.get(ME, "resp_1"))["status"] == "completed"
+
+
 async def test_an_answer_that_is_not_stored_leaves_no_trace() -> None:
     async with opened() as runs:
         source = Source()
         source.go.set()
-        run = await runs.start(source, ME, store=False, background=False)
+        run = await begin(runs, source, store=False)
         assert runs.find(ME, "resp_1") is None
         assert (await run.result())["status"] == "completed"
         with pytest.raises(ApiError, match="not found"):
@@ -129,14 +161,14 @@ async def test_nothing_of_it_touches_the_disk(tmp_path: Path) -> None:
     async with opened(tmp_path / "s") as runs:
         source = Source()
         source.go.set()
-        await (await runs.start(source, ME, store=False, background=False)).result()
+        await (await begin(runs, source, store=False)).result()
     assert list(tmp_path.iterdir()) == []
 
 
 async def test_a_background_response_outlives_its_client_and_is_nobody_elses() -> None:
     async with opened() as runs:
         source = Source()
-        run = await runs.start(source, ME, store=True, background=True)
+        run = await begin(runs, source, background=True)
         assert (await runs.store.responses.get(ME, "resp_1"))["status"] == "queued"
         client = asyncio.create_task(collect(run.stream()))
         await until(lambda: run.response["status"] == "in_progress")
@@ -154,9 +186,9 @@ async def test_a_background_response_outlives_its_client_and_is_nobody_elses() -
 async def test_another_response_ends_with_its_client_and_keeps_what_there_was(streamed: bool) -> None:
     async with opened() as runs:
         source = Source()
-        run = await runs.start(source, ME, store=True, background=False)
+        run = await begin(runs, source, stream=streamed)
         client = asyncio.create_task(collect(run.stream()) if streamed else run.result())  # type: ignore[arg-type]
-        await until(lambda: len(run.recording.events) == 2)
+        await until(lambda: run.response["status"] == "in_progress")
         client.cancel()
         await until(lambda: runs.find(ME, "resp_1") is None)
         assert source.closed
@@ -168,9 +200,9 @@ async def test_another_response_ends_with_its_client_and_keeps_what_there_was(st
 async def test_cancelling_ends_the_work_and_every_stream() -> None:
     async with opened() as runs:
         source = Source()
-        run = await runs.start(source, ME, store=True, background=True)
+        run = await begin(runs, source, background=True)
         reader = asyncio.create_task(collect(run.recording.follow()))
-        await until(lambda: len(run.recording.events) == 2)
+        await until(lambda: run.recording.num_events == 2)
         cancelled = await run.cancel()
         assert source.closed and cancelled["status"] == "cancelled" and cancelled["error"] is None
         assert await runs.store.responses.get(ME, "resp_1") == cancelled
@@ -182,7 +214,7 @@ async def test_cancelling_ends_the_work_and_every_stream() -> None:
 async def test_it_may_be_cancelled_before_it_begins() -> None:
     async with opened() as runs:
         source = Source()
-        run = await runs.start(source, ME, store=True, background=True)
+        run = await begin(runs, source, background=True)
         assert (await run.cancel())["status"] == "cancelled"
         assert source.closed
         assert (await runs.store.responses.get(ME, "resp_1"))["status"] == "cancelled"
@@ -192,7 +224,7 @@ async def test_a_source_that_breaks_fails_the_response_and_says_nothing_of_the_r
     async with opened() as runs:
         source = Source()
         source.fail = KeyError("secret")
-        run = await runs.start(source, ME, store=True, background=False)
+        run = await begin(runs, source)
         source.go.set()
         last = (await collect(run.stream()))[-1]
         assert last["type"] == "response.failed" and last["response"]["error"]["code"] == "server_error"
@@ -202,7 +234,7 @@ async def test_a_source_that_breaks_fails_the_response_and_says_nothing_of_the_r
 
 async def test_a_server_that_stops_fails_its_background_responses(tmp_path: Path) -> None:
     async with opened(tmp_path / "s") as runs:
-        await runs.start(Source(), ME, store=True, background=True)
+        await begin(runs, Source(), background=True)
     async with opened(tmp_path / "s") as runs:
         stored = await runs.store.responses.get(ME, "resp_1")
         assert stored["status"] == "failed" and "stopped" in stored["error"]["message"]
@@ -232,7 +264,7 @@ async def test_leases_are_renewed_while_their_process_lives(monkeypatch: pytest.
     monkeypatch.setattr(background, "_RENEWAL_INTERVAL", 0.001)
     now = 1000.0
     async with opened(clock=lambda: now) as runs:
-        await runs.start(Source(), ME, store=True, background=True)
+        await begin(runs, Source(), background=True)
         now += 1000
 
         async def leased_until() -> float:
@@ -247,20 +279,20 @@ async def test_leases_are_renewed_while_their_process_lives(monkeypatch: pytest.
 async def test_there_is_a_limit_to_background_responses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "MAX_BACKGROUND", 2)
     async with opened() as runs:
-        first = await runs.start(Source("resp_1"), ME, store=True, background=True)
-        await runs.start(Source("resp_2"), ME, store=True, background=True)
+        first = await begin(runs, Source("resp_1"), background=True)
+        await begin(runs, Source("resp_2"), background=True)
         with pytest.raises(ApiError, match="2 responses in the background") as caught:
-            await runs.start(Source("resp_3"), ME, store=True, background=True)
+            await begin(runs, Source("resp_3"), background=True)
         assert (caught.value.status, caught.value.headers["retry-after"]) == (429, "5")
         await first.cancel()
-        await runs.start(Source("resp_3"), ME, store=True, background=True)
+        await begin(runs, Source("resp_3"), background=True)
 
 
 async def test_an_unusable_store_refuses_before_the_work_and_does_not_spoil_what_is_done(tmp_path: Path) -> None:
     path = tmp_path / "s"
     async with opened(path) as runs:
         source = Source()
-        run = await runs.start(source, ME, store=True, background=False)
+        run = await begin(runs, source)
         await runs.store.database.write(lambda c: c.execute("PRAGMA query_only = ON").fetchall())
         source.go.set()
         last = (await collect(run.stream()))[-1]
@@ -268,11 +300,11 @@ async def test_an_unusable_store_refuses_before_the_work_and_does_not_spoil_what
     path.write_bytes(b"no database at all" * 100)
     async with opened(path) as runs:
         with pytest.raises(ApiError, match="store: false") as caught:
-            await runs.start(Source(), ME, store=True, background=False)
+            await begin(runs, Source())
         assert caught.value.status == 503
         source = Source()
         source.go.set()
-        assert (await (await runs.start(source, ME, store=False, background=False)).result())["status"] == "completed"
+        assert (await (await begin(runs, source, store=False)).result())["status"] == "completed"
 
 
 @pytest.mark.parametrize("store", [True, False])
@@ -282,6 +314,6 @@ async def test_a_conversation_gets_what_was_said(store: bool) -> None:
         conversation = await conversations.create(ME, [], {})
         source = Source(conversation={"id": conversation["id"]})
         source.go.set()
-        await (await runs.start(source, ME, store=store, background=False)).result()
+        await (await begin(runs, source, store=store)).result()
         items = await conversations.items(ME, conversation["id"])
         assert [item["id"] for item in items] == ["msg_in_resp_1", "msg_resp_1"]

@@ -89,6 +89,18 @@ async def test_completions_are_listed_by_model_and_label_in_both_orders() -> Non
             await completions.list(after="chatcmpl-9")
 
 
+async def test_a_page_of_large_completions_ends_early(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with open_front() as front:
+        for number in range(5):
+            await keep(front, number)
+        monkeypatch.setattr("penstock.serving.store.objects.MAX_PAGE_BYTES", 600)
+        page = (await front.http.get("/v1/chat/completions", headers=MINE)).json()
+        assert (len(page["data"]), page["has_more"]) == (2, True)
+        assert len([completion async for completion in await client(front).chat.completions.list()]) == 5
+        monkeypatch.setattr("penstock.serving.store.objects.MAX_PAGE_BYTES", 1)
+        assert len([completion async for completion in await client(front).chat.completions.list()]) == 5
+
+
 async def test_messages_are_listed_with_their_parts() -> None:
     async with open_front() as front:
         completion_id = await keep(front, 1)

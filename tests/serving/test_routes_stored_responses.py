@@ -73,6 +73,13 @@ async def test_a_stream_that_was_none_is_not_read_again() -> None:
         made = (await front.post("/v1/responses", {"model": CHAT, "input": "hi"})).json()
         message = error(await front.http.get(f"/v1/responses/{made['id']}?stream=true"), 400, "invalid_value", "stream")
         assert "background: true" in message
+        slow(front)
+        exchange = Exchange(front.app, "/v1/responses", {"model": CHAT, "input": "hi"})
+        await until(lambda: len(front.runs._by_id) == 1)
+        ((_, running),) = front.runs._by_id
+        error(await front.http.get(f"/v1/responses/{running}?stream=true"), 400, "invalid_value", "stream")
+        exchange.disconnect()
+        await asyncio.gather(exchange.task, return_exceptions=True)
 
 
 async def test_a_background_response_is_polled_until_it_is_done() -> None:
