@@ -13,6 +13,7 @@ from ..protocol.body import RequestBody
 
 INLINE_BYTES = 2**17
 """Smaller bodies are validated faster than a thread is asked to."""
+MAX_NESTING = 128
 
 Body = TypeVar("Body", bound=RequestBody)
 
@@ -30,7 +31,7 @@ async def read_one_of(request: Request, kind_of: Callable[[dict[str, Any]], type
     """The validated body of a request; `kind_of` tells from the JSON object what it should be.
 
     Raises:
-        ApiError: 413 too large; 400 not UTF-8, not JSON, not an object.
+        ApiError: 413 too large; 400 not UTF-8, not JSON, not an object, nested too deeply.
         ValidationError: the object does not fit its kind.
         ClientDisconnect: the client went away meanwhile.
     """
@@ -43,9 +44,33 @@ async def read_one_of(request: Request, kind_of: Callable[[dict[str, Any]], type
     if not isinstance(value, dict):
         raise ApiError("The request body is valid JSON, but not an object. Send an object.", code="invalid_json")
     kind = kind_of(value)
-    if len(raw) <= INLINE_BYTES:
+
+    def validate() -> Body:
+        if raw.count(b"{") + raw.count(b"[") > MAX_NESTING:
+            _check_nesting(value)
         return kind.model_validate(value)
-    return await asyncio.to_thread(kind.model_validate, value)  # a million token ids take half a second
+
+    if len(raw) <= INLINE_BYTES:
+        return validate()
+    return await asyncio.to_thread(validate)  # a million token ids take half a second
+
+
+def _check_nesting(value: object) -> None:
+    """What passes can be written again, by JSON writers and chat templates, which stop at different depths."""
+    level = [value]
+    for _ in range(MAX_NESTING):
+        level = [
+            child
+            for node in level
+            for child in (node.values() if isinstance(node, dict) else node if isinstance(node, list) else ())
+            if isinstance(child, dict | list)
+        ]
+        if not level:
+            return
+    raise ApiError(
+        f"The request body has objects and arrays nested more than {MAX_NESTING} levels deep. Send flatter ones.",
+        code="invalid_json",
+    )
 
 
 async def _read_bytes(request: Request, max_bytes: int) -> bytes:

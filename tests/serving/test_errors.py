@@ -11,12 +11,14 @@ from penstock.serving.errors import JobFailedError, translate
 from penstock.serving.protocol.body import RequestBody
 from penstock.serving.protocol.chat import ChatCompletionBody, ChatMessage
 
-PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings"]
+PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
+DEEP = b'{"metadata": ' + b"[" * 128 + b"]" * 128 + b"}"
 
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize(
-    "content", [b"", b"{", b"\xff\xfe", b'{"a": "\xff"}', b"[]", b"null", b'"x"', b'{"temperature": NaN}', b"[" * 3000]
+    "content",
+    [b"", b"{", b"\xff\xfe", b'{"a": "\xff"}', b"[]", b"null", b'"x"', b'{"temperature": NaN}', b"[" * 3000, DEEP],
 )
 async def test_bodies_that_are_no_json_object(path: str, content: bytes) -> None:
     async with open_front() as front:

@@ -23,6 +23,7 @@ _log = logging.getLogger(__name__)
 
 KEEP_ALIVE_SECONDS = 10.0
 """After a silence as long as this the stream repeats that the response is in progress, since agents give up else."""
+_TICKS_PER_SILENCE = 4
 FIRST_SIGN_SECONDS = 2.0
 """What goes wrong before is an ordinary error answer; then the stream begins, and what goes wrong fails it."""
 
@@ -66,6 +67,7 @@ class LiveResponse:
         self._turn: Turn | None = None
         self._output: Output | None = None
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def start(self) -> None:
         """Begin the work, and wait a little for what is wrong with the request.
@@ -75,7 +77,10 @@ class LiveResponse:
         """
         self._task = asyncio.create_task(self._work(), name=self.response["id"])
         try:
-            self._first = await self._next(FIRST_SIGN_SECONDS)
+            async with asyncio.timeout(FIRST_SIGN_SECONDS):
+                self._first = await self._news.get()
+        except TimeoutError:
+            return  # no news is good news
         except BaseException:
             await self.close()
             raise
@@ -91,6 +96,7 @@ class LiveResponse:
         try:
             for event in self._begin():
                 yield event
+            self._watch_silence()
             spoken = time.monotonic()
             news = self._first
             while news is not None and not isinstance(news, Exception):
@@ -100,13 +106,15 @@ class LiveResponse:
                 for event in events:
                     yield event
                     spoken = time.monotonic()
-                news = await self._next(spoken + KEEP_ALIVE_SECONDS - time.monotonic())
+                news = await self._news.get()
             yield self._end(news)
         finally:
             await self.close()
 
     async def close(self) -> None:
         """End the work, if it still goes on."""
+        if self._timer is not None:
+            self._timer.cancel()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -128,15 +136,11 @@ class LiveResponse:
             last = error
         self._news.put_nowait(last)
 
-    async def _next(self, seconds: float) -> "list[TurnEvent] | Exception | None":
-        """What is next in the queue; an empty batch if there is nothing for so long."""
-        if not self._news.empty():
-            return self._news.get_nowait()
-        try:
-            async with asyncio.timeout(seconds):
-                return await self._news.get()
-        except TimeoutError:
-            return []
+    def _watch_silence(self) -> None:
+        """Put an empty batch into the queue now and then: one timer costs less than a time limit for every step."""
+        self._news.put_nowait([])
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(KEEP_ALIVE_SECONDS / _TICKS_PER_SILENCE, self._watch_silence)
 
     def _begin(self) -> list[Event]:
         self.response = self.response | self._known_of_turn()
