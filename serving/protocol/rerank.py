@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, PlainValidator, model_validator
+from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints, model_validator
 
 from .body import RequestBody, invalid
 from .embedding import TruncatePromptTokens
@@ -44,16 +44,19 @@ def _as_list(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+_Text = Annotated[str, StringConstraints(min_length=1)]
+
+
 class DocumentText(RequestBody):
     """A document that is an object; only its text is read."""
 
-    text: str
+    text: _Text
 
 
-_DocumentsForm = Annotated[list[str | DocumentText], Field(min_length=1, max_length=MAX_DOCUMENTS)]
-_TextsForm = Annotated[list[str], Field(min_length=1, max_length=MAX_DOCUMENTS)]
+_DocumentsForm = Annotated[list[_Text | DocumentText], Field(min_length=1, max_length=MAX_DOCUMENTS)]
+_TextsForm = Annotated[list[_Text], Field(min_length=1, max_length=MAX_DOCUMENTS)]
 Documents = Annotated[list[str], PlainValidator(_check_documents, json_schema_input_type=_DocumentsForm)]
-Texts = Annotated[_TextsForm, BeforeValidator(_as_list, json_schema_input_type=str | _TextsForm)]
+Texts = Annotated[_TextsForm, BeforeValidator(_as_list, json_schema_input_type=_Text | _TextsForm)]
 """A single text becomes a list of one."""
 
 

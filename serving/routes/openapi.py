@@ -36,8 +36,13 @@ _SECURITY = {
 
 
 def openapi_router(routers: Sequence[APIRouter]) -> APIRouter:
-    """The routes that describe those of `routers`, and themselves."""
+    """The routes that describe those of `routers`, and themselves.
+
+    Raises:
+        ValueError: a route declares nothing.
+    """
     router = APIRouter()
+    list(_declared(routers))
 
     @cache
     def description() -> bytes:
