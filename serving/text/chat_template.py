@@ -134,13 +134,13 @@ class ChatTemplate:
     def _find_form_of_calls(self) -> tuple[bool, str | None]:
         """Whether arguments go in as text, and what a message that only calls has as its content."""
         for as_text in (False, True):
-            for content in ("", None):
+            for content in (None, ""):
                 arguments = {_PROBE: "x"}
                 function = {"name": "probe", "arguments": json.dumps(arguments) if as_text else arguments}
                 call = {"id": "123456789", "type": "function", "function": function}
                 result = {"role": "tool", "tool_call_id": "123456789", "name": "probe", "content": "x"}
                 calling = {"role": "assistant", "content": content, "tool_calls": [call]}
-                if self._shows([*_said("hi"), calling, result], not_as=(f"'{_PROBE}'", f'\\"{_PROBE}')):
+                if self._shows([*_said("hi"), calling, result], not_as=(f"'{_PROBE}'", f'\\"{_PROBE}', "None")):
                     return as_text, content
         return False, ""
 

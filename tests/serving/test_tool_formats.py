@@ -14,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer
 from penstock.serving.text.pieces import CallBegin, CallFinish, CallPart, ReasoningPiece, TextPiece
 from penstock.serving.text.reasoning import ThinkMarkers
 from penstock.serving.text.token_table import TokenTable
+from penstock.serving.text.tool_formats.apriel import APRIEL
 from penstock.serving.text.tool_formats.deepseek import DeepSeekFormat
 from penstock.serving.text.tool_formats.detect import detect_tool_format
 from penstock.serving.text.tool_formats.format import ToolFormat
@@ -22,7 +23,8 @@ from penstock.serving.text.tool_formats.harmony import HARMONY
 from penstock.serving.text.tool_formats.hermes import HERMES
 from penstock.serving.text.tool_formats.llama import LLAMA
 from penstock.serving.text.tool_formats.mistral import MistralFormat
-from penstock.serving.text.tool_formats.phi import PHI
+from penstock.serving.text.tool_formats.nemotron import NEMOTRON
+from penstock.serving.text.tool_formats.phi import phi_format
 from penstock.serving.text.tool_formats.plain_json import PLAIN_JSON
 from penstock.serving.text.tool_formats.prompted import PROMPTED
 from penstock.serving.text.tool_formats.qwen_coder import QwenCoderFormat
@@ -61,11 +63,13 @@ END, SEP = "<\uff5ctool\u2581call\u2581end\uff5c>", "<\uff5ctool\u2581sep\uff5c>
 FORMATS: dict[str, ToolFormat] = {
     "hermes": HERMES,
     "granite": GRANITE,
-    "phi": PHI,
+    "phi": phi_format(reads_tools=False),
+    "nemotron": NEMOTRON,
+    "apriel": APRIEL,
     "mistral": MistralFormat(names_first=False),
     "mistral names": MistralFormat(names_first=True),
-    "deepseek": DeepSeekFormat(fenced=True),
-    "deepseek 3.1": DeepSeekFormat(fenced=False),
+    "deepseek": DeepSeekFormat(fenced=True, reads_tools=False),
+    "deepseek 3.1": DeepSeekFormat(fenced=False, reads_tools=True),
     "llama": LLAMA,
     "plain": PLAIN_JSON,
     "prompted": PROMPTED,
@@ -139,6 +143,8 @@ SAMPLES: list[tuple[str, str, str, list[tuple[str, str, bool]]]] = [
         "",
         [WEATHER, RULER],
     ),
+    ("nemotron", f'<TOOLCALL>[{{"name": "weather", "arguments": {ROME}}}]</TOOLCALL>', "", [WEATHER]),
+    ("apriel", f'so\n<tool_calls>[{{"name": "weather", "arguments": {ROME}}}]</tool_calls>', "so", [WEATHER]),
     (
         "mistral",
         f'[TOOL_CALLS] [{{"name": "weather", "arguments": {ROME}, "id": "abcdefghi"}},\n'
@@ -376,11 +382,14 @@ def test_thinking_comes_before_a_demanded_call(with_markers: bool) -> None:
         ("{{ tools }}<tool_call><function=f><parameter=x>", True, QwenCoderFormat),
         ("{{ tools }}[TOOL_CALLS]", True, MistralFormat(names_first=False)),
         ("{{ tools }}[TOOL_CALLS]f[ARGS]", True, MistralFormat(names_first=True)),
-        (f"{{{{ tools }}}}{BEGIN}```json", True, DeepSeekFormat(fenced=True)),
-        (f"{{{{ tools }}}}{BEGIN}", True, DeepSeekFormat(fenced=False)),
+        (f"{BEGIN}```json", False, DeepSeekFormat(fenced=True, reads_tools=False)),
+        (f"{{{{ tools }}}}{BEGIN}", True, DeepSeekFormat(fenced=False, reads_tools=True)),
         ('{{ tools }}<|python_tag|>{"parameters"', True, LLAMA),
         ("{{ tools }}<|tool_call|>", True, GRANITE),
-        ("<|tool|>{{ message.tools }}<|/tool|>", False, PHI),
+        ("<|tool|>{{ message.tools }}<|/tool|>", False, phi_format(reads_tools=False)),
+        ("<|tool|>{{ tools }}<|/tool|>", True, phi_format(reads_tools=True)),
+        ("{{ tools }}<TOOLCALL>", True, NEMOTRON),
+        ("{{ tools }}<tool_calls>", True, APRIEL),
         ("{{ tools }}<|channel|><|message|>", True, HARMONY),
         ("{{ tools }}", True, PLAIN_JSON),
         ("{{ messages }}", False, PROMPTED),
@@ -408,7 +417,7 @@ def test_ids_are_short_for_mistral() -> None:
 
 
 def test_tools_stand_in_the_system_message_of_phi() -> None:
-    adapted = PHI.adapt([{"role": "user", "content": "hi"}], list(FUNCTIONS.values()))
+    adapted = FORMATS["phi"].adapt([{"role": "user", "content": "hi"}], list(FUNCTIONS.values()))
     assert [tool["name"] for tool in json.loads(adapted[0]["tools"])] == ["weather", "ruler"]
 
 
@@ -426,10 +435,16 @@ def test_models_without_tools_are_told_of_them() -> None:
     assert rest == [
         {"role": "user", "content": "hi"},
         {"role": "assistant", "content": 'so\n<custom_tool_call name="patch">\nab\n</custom_tool_call>'},
-        {
-            "role": "user",
-            "content": "<tool_response>\none\n</tool_response>\n<tool_response>\ntwo\n</tool_response>\n\ngo on",
-        },
+        {"role": "user", "content": "<tool_response>\none\n</tool_response>"},
+        {"role": "user", "content": "<tool_response>\ntwo\n</tool_response>"},
+        {"role": "user", "content": "go on"},
     ]
     (kept, *_) = PROMPTED.adapt([{"role": "system", "content": "be nice"}], list(TOOLS.values()))
     assert kept["content"].startswith("be nice\n\n")
+
+
+def test_deepseek_is_told_of_tools_in_its_own_form() -> None:
+    (system, _) = FORMATS["deepseek"].adapt([{"role": "user", "content": "hi"}], list(TOOLS.values()))
+    assert system["role"] == "system" and '"name": "ruler"' in system["content"] and SEP in system["content"]
+    (only,) = FORMATS["deepseek 3.1"].adapt([{"role": "user", "content": "hi"}], list(TOOLS.values()))
+    assert only["content"] == "hi"

@@ -19,6 +19,7 @@ from .block_parser import BlockParser, BlockReader, NoCallError
 from .custom_block import UnwrappingReader, add_custom_blocks, custom_readers, fold_custom_calls
 from .format import Block, CallGrammar, Message
 from .json_calls import JsonArguments
+from .prompted import add_tools_to_system
 from .tokens import ControlTokens
 
 _BEGIN, _END = "<\uff5ctool\u2581calls\u2581begin\uff5c>", "<\uff5ctool\u2581calls\u2581end\uff5c>"
@@ -34,15 +35,22 @@ class DeepSeekFormat:
 
     Attributes:
         fenced: the older form.
+        reads_tools: most chat templates of the family do not; they write calls, but know of no tools.
     """
 
     fenced: bool
-    reads_tools = True
+    reads_tools: bool
     control_tokens = (_BEGIN, _END, _CALL, _CALL_END, _SEPARATOR)
 
     def adapt(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
         """See ToolFormat."""
-        return fold_custom_calls(messages)
+        adapted = fold_custom_calls(messages)
+        if tools and not self.reads_tools:
+            form = f"function{_SEPARATOR}NAME\n```json\nARGUMENTS\n```" if self.fenced else f"NAME{_SEPARATOR}ARGUMENTS"
+            how = "To call tools, write this and nothing after it, with the arguments as a JSON object:\n"
+            how += f"{_BEGIN}{_CALL}{form}{_CALL_END}{_END}\nAnswer without a call when no tool helps."
+            add_tools_to_system(adapted, tools, how)
+        return adapted
 
     def parser(self, tools: Mapping[str, Tool], tokens: ControlTokens) -> PieceParser:
         """See ToolFormat."""

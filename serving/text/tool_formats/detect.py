@@ -1,5 +1,6 @@
 """Finds a model's tool format by what its chat template writes."""
 
+from .apriel import APRIEL
 from .deepseek import DeepSeekFormat
 from .format import ToolFormat
 from .granite import GRANITE
@@ -7,7 +8,8 @@ from .harmony import HARMONY
 from .hermes import HERMES
 from .llama import LLAMA
 from .mistral import MistralFormat
-from .phi import PHI
+from .nemotron import NEMOTRON
+from .phi import phi_format
 from .plain_json import PLAIN_JSON
 from .prompted import PROMPTED
 from .qwen_coder import QwenCoderFormat
@@ -23,15 +25,19 @@ def detect_tool_format(template: str, *, reads_tools: bool) -> ToolFormat:
     if "<|channel|>" in template and "<|message|>" in template:
         return HARMONY
     if "<|tool|>" in template and "<|/tool|>" in template:
-        return PHI
+        return phi_format(reads_tools=reads_tools)
+    if "\uff5ctool\u2581call\u2581begin\uff5c" in template:
+        return DeepSeekFormat(fenced="```json" in template, reads_tools=reads_tools)
     if not reads_tools:
         return PROMPTED
     if "[TOOL_CALLS]" in template:
         return MistralFormat(names_first="[ARGS]" in template)
-    if "\uff5ctool\u2581call\u2581begin\uff5c" in template:
-        return DeepSeekFormat(fenced="```json" in template)
     if "<function=" in template and "<parameter=" in template:
         return QwenCoderFormat()
+    if "<TOOLCALL>" in template:
+        return NEMOTRON
+    if "<tool_calls>" in template:
+        return APRIEL
     if "<tool_call>" in template:
         return HERMES
     if "<|tool_call|>" in template:

@@ -13,6 +13,12 @@ from .custom_block import any_definition, fold_custom_calls
 from .format import Message, arguments_object
 from .json_block import JsonBlockFormat
 
+_HOW = (
+    "To call a tool, write a JSON object with its name and its arguments between tags, and nothing after them:\n"
+    '<tool_call>\n{"name": "the name", "arguments": {"an argument": "its value"}}\n</tool_call>\n'
+    "The results come in the next message, between <tool_response> tags. Answer without a call when no tool helps."
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromptedFormat(JsonBlockFormat):
@@ -20,47 +26,27 @@ class PromptedFormat(JsonBlockFormat):
 
     def adapt(self, messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
         """See ToolFormat."""
-        adapted: list[Message] = []
-        for message in fold_custom_calls(messages):
-            if message["role"] == "tool":
-                _add_result(adapted, message)
-            elif message["role"] == "user" and adapted and adapted[-1].get("holds_results"):
-                # Many templates want users and assistants to take turns.
-                adapted[-1] = {"role": "user", "content": f"{adapted[-1]['content']}\n\n{message['content']}"}
-            else:
-                adapted.append(_with_calls_as_text(message))
-        for message in adapted:
-            message.pop("holds_results", None)
+        adapted = [
+            _as_user_text(message) if message["role"] == "tool" else _with_calls_as_text(message)
+            for message in fold_custom_calls(messages)
+        ]
         if tools:
-            _add_system_text(adapted, system_text(tools))
+            add_tools_to_system(adapted, tools, _HOW)
         return adapted
 
 
-def system_text(tools: Sequence[Tool]) -> str:
-    """What describes the tools to the model."""
+def add_tools_to_system(messages: list[Message], tools: Sequence[Tool], how: str) -> None:
+    """Describe the tools in the system message, and how to call them."""
     lines = "\n".join(json.dumps(any_definition(tool), ensure_ascii=False) for tool in tools)
-    return (
-        "You can call tools. Each line between the tags describes one:\n"
-        f"<tools>\n{lines}\n</tools>\n"
-        "To call a tool, write a JSON object with its name and its arguments between tags, and nothing after them:\n"
-        '<tool_call>\n{"name": "the name", "arguments": {"an argument": "its value"}}\n</tool_call>\n'
-        "The results come in the next message, between <tool_response> tags. Answer without a call when no tool helps."
-    )
-
-
-def _add_system_text(messages: list[Message], text: str) -> None:
+    text = f"You can call tools. Each line between the tags describes one:\n<tools>\n{lines}\n</tools>\n{how}"
     if messages and messages[0]["role"] in ("system", "developer"):
         messages[0] = messages[0] | {"content": f"{messages[0]['content']}\n\n{text}"}
     else:
         messages.insert(0, {"role": "system", "content": text})
 
 
-def _add_result(adapted: list[Message], message: Message) -> None:
-    text = f"<tool_response>\n{message['content']}\n</tool_response>"
-    if adapted and adapted[-1].get("holds_results"):
-        adapted[-1]["content"] += f"\n{text}"
-    else:
-        adapted.append({"role": "user", "content": text, "holds_results": True})
+def _as_user_text(result: Message) -> Message:
+    return {"role": "user", "content": f"<tool_response>\n{result['content']}\n</tool_response>"}
 
 
 def _with_calls_as_text(message: Message) -> Message:
