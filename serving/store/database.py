@@ -121,6 +121,7 @@ class Database:
         try:
             if self._connection is None:
                 self._connection = self._open()
+            self._drop_old(self._connection)
             return self._transact(self._connection, work, begin, num_bytes)
         except (sqlite3.ProgrammingError, sqlite3.IntegrityError):
             raise  # our own mistake, and no fault of the file
@@ -163,12 +164,17 @@ class Database:
             with suppress(sqlite3.Error):
                 connection.close()
 
-    def _make_room(self, connection: sqlite3.Connection, num_bytes: int) -> None:
-        """Remove what is too old, then the oldest until the record fits, with its share of indexes and part pages."""
+    def _drop_old(self, connection: sqlite3.Connection) -> None:
+        """Remove what is too old, once in a while."""
         now = self.clock()
-        if now >= self._next_aging:
-            self._next_aging = now + _AGING_INTERVAL
+        if now < self._next_aging:
+            return
+        self._next_aging = now + _AGING_INTERVAL
+        with suppress(sqlite3.OperationalError):  # another process writes, and removes the same
             connection.execute("DELETE FROM objects WHERE changed_at < ?", (now - self._max_age,))
+
+    def _make_room(self, connection: sqlite3.Connection, num_bytes: int) -> None:
+        """Remove the oldest until the record fits, with its share of indexes and of pages that are not full."""
         limit = self._max_bytes - 2 * num_bytes - _SPARE_BYTES
         removed = True
         while removed and _used_bytes(connection) > limit:
@@ -198,6 +204,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute("PRAGMA synchronous = NORMAL")  # a power cut may lose the last answers, not the file
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
     connection.execute("PRAGMA foreign_keys = ON")
+    connection.execute("PRAGMA secure_delete = ON")  # what is deleted is not left in the file's free space
     migrate(connection)
 
 

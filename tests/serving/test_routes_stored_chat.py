@@ -1,13 +1,16 @@
 """Stored chat completions over HTTP, through the official client, which checks every answer against its types."""
 
+import asyncio
+from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_engine import Front, error, open_front
+from fake_engine import CHAT, Exchange, Front, error, open_front, until
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 from starlette.datastructures import Headers
 
 from penstock.serving.principal import principal_of
+from penstock.serving.store.database import Database
 
 MINE = {"authorization": "Bearer mine"}
 
@@ -59,6 +62,60 @@ async def test_a_completion_is_read_relabelled_and_deleted() -> None:
         ):
             with pytest.raises(NotFoundError, match="store: true"):
                 await work
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_is_kept_if_its_request_says_so(stream: bool) -> None:
+    async with open_front() as front:
+        completions = client(front).chat.completions
+        wanted: dict[str, Any] = {
+            "model": CHAT,
+            "messages": [{"role": "user", "content": "hi"}],
+            "n": 2,
+            "logprobs": True,
+        }
+        if stream:
+            async with await completions.create(**wanted, store=True, metadata={"k": "v"}, stream=True) as chunks:
+                completion_id = [chunk async for chunk in chunks][0].id
+        else:
+            made = await completions.create(**wanted, store=True, metadata={"k": "v"})
+            completion_id = made.id
+        kept = await completions.retrieve(completion_id)
+        assert [choice.message.content for choice in kept.choices] == ["hello world"] * 2
+        assert kept.usage is not None and kept.usage.completion_tokens > 0
+        assert stream or kept.model_dump(exclude={"metadata"}) == made.model_dump(exclude={"metadata"})
+        assert kept.choices[0].logprobs is not None and kept.choices[0].logprobs.content
+        assert [c.id async for c in await completions.list(metadata={"k": "v"})] == [completion_id]
+        path = f"/v1/chat/completions/{completion_id}/messages"
+        (message,) = (await front.http.get(path, headers=MINE)).json()["data"]
+        assert (message["role"], message["content"], message["content_parts"]) == ("user", "hi", None)
+        await completions.create(**wanted)
+        await completions.create(**wanted, store=False)
+        assert len((await completions.list()).data) == 1
+
+
+async def test_a_client_that_leaves_leaves_nothing_behind() -> None:
+    async with open_front() as front:
+        front.engine.script = lambda job: [front.engine.say(job)[0], 30.0]
+        body = {"model": CHAT, "messages": [{"role": "user", "content": "hi"}], "store": True, "stream": True}
+        exchange = Exchange(front.app, "/v1/chat/completions", body)
+        await until(lambda: b"content" in exchange.body)
+        exchange.disconnect()
+        await asyncio.gather(exchange.task, return_exceptions=True)
+        await until(lambda: front.engine.num_jobs == 0)
+        assert (await front.http.get("/v1/chat/completions")).json()["data"] == []
+
+
+async def test_a_broken_store_refuses_before_the_work_and_does_not_spoil_what_is_done(tmp_path: Path) -> None:
+    body = {"model": CHAT, "messages": [{"role": "user", "content": "hi"}], "store": True}
+    async with open_front(database=Database(tmp_path / "s")) as front:
+        await front.store.database.write(lambda c: c.execute("PRAGMA query_only = ON").fetchall())
+        answer = await front.post("/v1/chat/completions", body)
+        assert answer.json()["choices"][0]["message"]["content"] == "hello world"
+    (tmp_path / "s").write_bytes(b"no database at all" * 100)
+    async with open_front(database=Database(tmp_path / "s")) as front:
+        error(await front.post("/v1/chat/completions", body), 503, "store_unavailable", None)
+        assert front.engine.jobs == []
 
 
 async def test_completions_are_listed_by_model_and_label_in_both_orders() -> None:

@@ -112,6 +112,16 @@ async def test_a_lowered_limit_shrinks_the_file(tmp_path: Path) -> None:
     assert (tmp_path / "s").stat().st_size <= 2**20
 
 
+async def test_what_is_deleted_is_not_in_the_file_any_more(tmp_path: Path) -> None:
+    secret = "a secret that nobody may find"
+    async with opened(tmp_path / "s") as store:
+        await store.chats.save("", completion(1), [{"role": "user", "content": secret}])
+    assert secret.encode() in (tmp_path / "s").read_bytes()
+    async with opened(tmp_path / "s") as store:
+        await store.chats.delete("", "chatcmpl-1")
+    assert secret.encode() not in (tmp_path / "s").read_bytes()
+
+
 async def test_what_is_used_stays_longer(tmp_path: Path) -> None:
     now = 1000.0
     async with opened(None, max_age=500, clock=lambda: now) as store:
@@ -120,8 +130,10 @@ async def test_what_is_used_stays_longer(tmp_path: Path) -> None:
         now = 1300
         await store.chats.set_metadata("", "chatcmpl-1", {"used": "yes"})
         now = 1600
+        assert await ids(store) == ["chatcmpl-1"]
+        now = 1900
         await store.chats.save("", completion(3), [])
-        assert await ids(store) == ["chatcmpl-1", "chatcmpl-3"]
+        assert await ids(store) == ["chatcmpl-3"]
 
 
 async def test_one_object_is_bounded() -> None:
