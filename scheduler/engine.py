@@ -71,6 +71,7 @@ class Engine:
     def __init__(self, config: EngineConfig) -> None:
         self.config = device.resolve(config)
         torch.set_num_threads(self.config.num_threads)
+        torch.get_num_threads()  # fixes it for this thread: else its first operation takes what any other has set last
         self.scheduler = Scheduler(
             max_num_seqs=self.config.max_num_seqs,
             max_num_batched_tokens=self.config.max_num_batched_tokens,

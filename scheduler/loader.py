@@ -154,7 +154,7 @@ class ModelLoader:
         except ModelLoadError as error:
             code = "out_of_memory" if isinstance(error.__cause__, torch.OutOfMemoryError) else "load_failed"
             return ModelFailed(name, str(error), code)
-        except Exception as error:  # a broken checkpoint must not take the other models down
+        except (Exception, SystemExit) as error:  # a model's own code must not end the thread, nor a broken file
             logger.exception("loading %s failed", name)
             return ModelFailed(name, f"{type(error).__name__}: {error}")
 
