@@ -84,6 +84,33 @@ async def test_a_turn_that_runs_a_command(tmp_path: Path) -> None:
         assert second[: len(first)] == first  # so that the prefix cache has it all
 
 
+async def test_a_patch_by_the_catalogue_that_the_server_gives(tmp_path: Path) -> None:
+    codex_binary()
+    patch = "*** Begin Patch\n*** Add File: greeting.txt\n+hello\n*** End Patch"
+
+    def script(job: Submit) -> Script:
+        begins = len(front.engine.jobs) == 1
+        front.engine.text = (
+            f'<custom_tool_call name="apply_patch">\n{patch}\n</custom_tool_call>' if begins else "Done."
+        )
+        return front.engine.say(job)
+
+    async with open_front() as front, listening(front) as base_url:
+        give_room(front)
+        use_template(front, TEMPLATE)
+        front.engine.script = script
+        catalogue = tmp_path / "catalogue.json"
+        catalogue.write_text((await front.http.get("/v1/models")).text, encoding="utf-8")
+        write_config(tmp_path, base_url, CHAT, model_catalog_json=str(catalogue))
+        run = await asyncio.to_thread(run_codex, "greet", tmp_path, "--sandbox", "workspace-write")
+        assert run.status == 0, run
+        assert not run.items("error")  # such as a warning that nothing is known of the model
+        assert (tmp_path / "workplace" / "greeting.txt").read_text(encoding="utf-8") == "hello\n"
+        assert [message["text"] for message in run.items("agent_message")] == ["Done."]
+        again = front.engine.jobs[-1]
+        assert isinstance(again, Submit) and patch in prompt_of(again)
+
+
 async def test_a_context_that_is_too_short_is_said_once(tmp_path: Path) -> None:
     codex_binary()
     async with open_front() as front, listening(front) as base_url:
