@@ -5,6 +5,7 @@ seconds, and a hostile grammar can make it take for ever or end the process, so 
 (`grammar_trial`) and compiles in other threads. What follows an output costs microseconds a token.
 """
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
@@ -24,7 +25,8 @@ _MAX_CACHED_BYTES = 512 << 20
 _BYTES_PER_CHARACTER = 100  # of compiled grammars, where nobody has measured
 _MAX_ITEMS_PER_STEP = 25_000  # parser items for one token, half of the default: about 0.1 s for the worst grammars
 _MAX_LEXER_STATES = 50_000  # about 2 kB each, a fifth of the default
-_MAX_REASON = 300  # characters of the library's messages, which quote the grammar
+_MAX_REASON = 300  # characters of the library's messages
+_QUOTED_LINE = re.compile(r"^ *(?:\d+ \| .*|\^+ *)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,5 +191,6 @@ def invalid_grammar(reason: str) -> RequestError:
 
 
 def _short(message: str) -> str:
-    text = " ".join(message.replace("<non-verbose/>", "").split())
+    """The reason without the lines of the grammar that it quotes, and on one line."""
+    text = " ".join(_QUOTED_LINE.sub("", message.replace("<non-verbose/>", "")).split())
     return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}…"

@@ -196,6 +196,7 @@ def test_a_bad_grammar_is_refused_and_nothing_is_queued(engine: Engine, grammar:
         engine.add(make_job(PROMPT, grammar=grammar))
     assert caught.value.code == "invalid_grammar"
     assert len(caught.value.message) < 450
+    assert " | " not in caught.value.message  # quotes of the grammar
     assert not engine.has_work
 
 

@@ -30,6 +30,11 @@ def refusal(schema):
         {"const": {"not": 1}},
         {"title": "T", "discriminator": {"propertyName": "kind"}},
         {"minProperties": 2, "required": ["a", "b"]},
+        {"items": [{}], "additionalItems": False},
+        {"pattern": "^[^\\x00-\\x1f]+$"},
+        {"const": "a\n\t", "enum": [2**53]},
+        {"type": "integer", "exclusiveMinimum": 0},
+        {"properties": 3, "required": 3, "enum": 3, "patternProperties": [], "type": 3, "oneOf": [3]},
     ],
 )
 def test_what_can_be_enforced_passes_whole(schema):
@@ -58,6 +63,14 @@ def test_unenforced_keywords_are_named_with_their_place(keyword):
         ({"$ref": "#/$defs/a"}, "leads nowhere"),
         ({"$ref": 3}, "leads out"),
         ({"minProperties": 2, "required": ["a"]}, "minProperties 2"),
+        ({"anyOf": [{}], "items": [{}], "additionalItems": False}, "additionalItems"),
+        ({"enum": [1, {"a": [2**53 + 1]}]}, "9007199254740993"),
+        ({"const": "a\u0001"}, "control character"),
+        ({"properties": {"a\u0000": {}}}, "control character"),
+        ({"pattern": "^a\\x01b$"}, "control character"),
+        ({"patternProperties": {"\u0002": {}}}, "control character"),
+        ({"minimum": 2**60}, "the minimum 1152921504606846976 leaves only"),
+        ({"properties": 3, "required": 3, "enum": 3, "patternProperties": [], "not": {}}, "'not'"),
     ],
 )
 def test_refusals_say_why(schema, words):
@@ -78,3 +91,39 @@ def test_size_depth_and_number_are_bounded(monkeypatch):
     assert "more than 5" in refusal({"anyOf": [{}] * 5})
     monkeypatch.setattr(json_schema, "MAX_SCHEMA_BYTES", 50)
     assert "the limit is 50" in refusal({"description": "x" * 50})
+
+
+def test_bounds_are_drawn_in_to_what_the_compiler_knows():
+    bounds = {"minimum": -(2**63), "exclusiveMaximum": 1e300}
+    assert compilable(bounds, "p").items() >= {"minimum": -(2**53), "exclusiveMaximum": 2**53}.items()
+    # Beside a maximum of 0.5 the compiler would let 0 pass.
+    assert 0 < compilable({"exclusiveMinimum": 0, "maximum": 0.5}, "p")["exclusiveMinimum"] < 1e-5
+    assert -1e-5 < compilable({"exclusiveMaximum": 0}, "p")["exclusiveMaximum"] < 0
+    assert bounds == {"minimum": -(2**63), "exclusiveMaximum": 1e300}
+
+
+def tagged(tag, **fields):
+    return {"type": "object", "properties": {"kind": {"const": tag}, **fields}, "required": ["kind"]}
+
+
+@pytest.mark.parametrize(
+    ("options", "exclusive"),
+    [
+        ([{"type": "integer"}, {"type": "string"}, {"type": ["null", "boolean"]}], True),
+        ([{"type": "integer"}, {"type": "number"}], False),
+        ([{"type": "string"}, {}], False),
+        ([tagged("a"), tagged("b"), tagged("c")], True),
+        ([tagged("a"), tagged("b"), tagged("a")], False),
+        ([tagged("a"), tagged("b") | {"required": []}], False),
+        ([tagged("a"), tagged("b"), {"type": "null"}], True),
+        ([tagged("a"), {"type": ["object", "null"]}], False),
+        ([{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/b"}], True),
+        ([{"$ref": "#/$defs/a"}, {"$ref": "#/$defs/loop"}], False),
+        ([{"$ref": "#/$defs/a"}, True], False),
+        ([tagged("a") | {"properties": {"kind": {"$ref": "#/$defs/kind"}}}, tagged("z")], True),
+    ],
+)
+def test_options_that_exclude_each_other_are_found(options, exclusive):
+    definitions = {"a": tagged("a"), "b": tagged("b"), "loop": {"$ref": "#/$defs/loop"}, "kind": {"enum": ["x", "y"]}}
+    passed = compilable({"anyOf": [{"oneOf": options}], "$defs": definitions}, "p")
+    assert passed["x-guidance"]["coerce_one_of"] is exclusive
