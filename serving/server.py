@@ -188,9 +188,14 @@ class _Server:
         runs = ResponseRuns(open_store(database))
         app = create_app(engine, registry, lifecycle, runs=runs, downloads=downloads)
         http = HttpServer(app, self._listener, debug=settings.log_level == "debug")
+
+        def stop() -> None:
+            http.stop()
+            runs.stop_background()
+
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(signum, http.stop)
+            loop.add_signal_handler(signum, stop)
         death = asyncio.create_task(_report_death(engine, self._worker, http), name="worker-watch")
         try:
             await engine.start()

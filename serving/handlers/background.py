@@ -127,10 +127,9 @@ class ResponseRun:
         await self._wait()
         return self.response
 
-    async def stop(self) -> None:
-        """End it because the server stops."""
+    def stop(self) -> None:
+        """Begin to end it because the server stops."""
         self._end("failed" if self.background else "cancelled")
-        await self._wait()
 
     async def discard(self) -> None:
         """End it without a trace in the store."""
@@ -290,11 +289,19 @@ class ResponseRuns:
         """Background responses being made."""
         return sum(run.background for run in self._by_id.values())
 
+    def stop_background(self) -> None:
+        """Begin to end the background responses, so that those who follow them need not be waited for."""
+        for run in self._by_task.values():
+            if run.background:
+                run.stop()
+
     async def close(self) -> None:
         """End all of them; those of the background have failed then."""
         if self._renewal is not None:
             self._renewal.cancel()
-        await asyncio.gather(*(run.stop() for run in list(self._by_task.values())))
+        for run in self._by_task.values():
+            run.stop()
+        await asyncio.gather(*self._by_task)
 
     def _lease_end(self) -> float:
         return self.store.database.clock() + LEASE_SECONDS

@@ -64,6 +64,9 @@ def test_stored_state_survives_the_servers_death(tmp_path: Path) -> None:
         with connect(server, "other") as other, pytest.raises(NotFoundError):
             other.responses.retrieve(response.id)
         unfinished = begin_endless(client)
+        with client.responses.retrieve(unfinished, stream=True) as followed:
+            server.process.send_signal(signal.SIGTERM)
+            assert [event.type for event in followed][-1] == "response.failed"
         assert server.stop() == 0
     stored = asyncio.run(read(home / "state.sqlite3", unfinished))
     assert stored["status"] == "failed" and "stopped" in stored["error"]["message"]

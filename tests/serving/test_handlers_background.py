@@ -234,7 +234,15 @@ async def test_a_source_that_breaks_fails_the_response_and_says_nothing_of_the_r
 
 async def test_a_server_that_stops_fails_its_background_responses(tmp_path: Path) -> None:
     async with opened(tmp_path / "s") as runs:
-        await begin(runs, Source(), background=True)
+        run = await begin(runs, Source(), background=True)
+        client = asyncio.create_task(collect(run.recording.follow()))
+        await until(lambda: run.recording.num_events == 2)
+        runs.stop_background()
+        assert (await client)[-1]["type"] == "response.failed"
+        kept = await begin(runs, Source("resp_2"))
+        runs.stop_background()
+        assert kept.response["status"] != "failed"
+    assert kept.response["status"] == "cancelled"
     async with opened(tmp_path / "s") as runs:
         stored = await runs.store.responses.get(ME, "resp_1")
         assert stored["status"] == "failed" and "stopped" in stored["error"]["message"]

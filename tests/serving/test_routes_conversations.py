@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from agents import Agent, OpenAIConversationsSession, OpenAIResponsesModel, RunConfig, Runner
 from fake_engine import CHAT, Front, error, open_front
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
@@ -93,6 +94,22 @@ async def test_an_item_that_is_there_already_gets_another_id_and_a_reference_bec
         unknown: Any = {"type": "item_reference", "id": "msg_unknown"}
         with pytest.raises(NotFoundError, match="msg_unknown"):
             await openai.conversations.create(items=[unknown])
+
+
+async def test_the_agents_librarys_sessions_live_here() -> None:
+    async with open_front() as front:
+        openai = client(front)
+        session = OpenAIConversationsSession(openai_client=openai)
+        agent = Agent(name="a", instructions="be brief", model=OpenAIResponsesModel(CHAT, openai))
+        for question in ("first", "second"):
+            await Runner.run(agent, question, session=session, run_config=RunConfig(tracing_disabled=True))
+        items: list[Any] = await session.get_items()
+        texts = [item["content"][0]["text"] for item in items]
+        assert texts == ["first", "hello world", "second", "hello world"]
+        assert await session.get_items(limit=2) == items[2:]
+        assert await session.pop_item() == items[-1]
+        assert await session.get_items() == items[:-1]
+        await session.clear_session()
 
 
 async def test_a_conversation_of_one_key_does_not_exist_for_another() -> None:

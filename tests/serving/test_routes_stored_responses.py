@@ -120,6 +120,17 @@ async def test_a_background_stream_is_left_and_resumed_while_it_runs() -> None:
             assert [event.model_dump() async for event in again] == [event.model_dump() for event in seen]
 
 
+async def test_the_clients_own_helper_resumes_a_stream() -> None:
+    async with open_front() as front:
+        openai = client(front)
+        async with openai.responses.stream(model=CHAT, input="hi", background=True) as stream:
+            events = [event async for event in stream]
+        response_id = events[0].response.id  # type: ignore[union-attr]
+        async with openai.responses.stream(response_id=response_id, starting_after=4) as again:
+            assert [event.sequence_number async for event in again] == list(range(5, len(events)))
+            assert (await again.get_final_response()).output_text == "hello world"
+
+
 async def test_a_background_response_is_cancelled_once_and_for_all() -> None:
     async with open_front() as front:
         slow(front)
