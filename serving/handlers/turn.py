@@ -91,7 +91,7 @@ async def prepare_turn(services: Services, request: TurnRequest) -> Turn:
         request.sampling,
         served.defaults,
         ready,
-        grammar=prompt.tools.grammar(prompt.thinking),
+        grammar=prompt.grammar,
         room=token_room(ready, len(prompt.token_ids), request.param),
     )
     shown = prompt.tools.shown_tokens()

@@ -30,6 +30,8 @@ class Prompt:
     token_ids: list[int]
     tools: TurnTools
     thinking: ThinkState
+    grammar: str
+    """What the output is held to; "": nothing."""
 
 
 async def render_prompt(request: TurnRequest, served: ServedModel, ready: ModelReady) -> Prompt:
@@ -37,6 +39,7 @@ async def render_prompt(request: TurnRequest, served: ServedModel, ready: ModelR
 
     Raises:
         ApiError: the model has no chat template, or one that refuses the request; or the tool choice is impossible.
+        RequestError: a schema or grammar of the request cannot be enforced.
     """
     template = served.chat_template
     if template is None:
@@ -52,7 +55,8 @@ async def render_prompt(request: TurnRequest, served: ServedModel, ready: ModelR
         text = render_text(tools, variables)
         # The template has written the special tokens; the tokenizer would write some of them again.
         token_ids = served.tokenizer.encode(text, token_limit(ready), add_special_tokens=False)
-        return Prompt(token_ids, tools, _think_state(template, text))
+        thinking = _think_state(template, text)
+        return Prompt(token_ids, tools, thinking, tools.grammar(thinking))
 
     size = sum(len(message["content"]) for message in request.messages)
     size += sum(len(tool.description) + _SCHEMA_SIZE for tool in tools.offered)

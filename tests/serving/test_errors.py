@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from penstock.scheduler.messages import JobError, ModelFailed, RequestOutput
 from penstock.serving.errors import JobFailedError, translate
-from penstock.serving.protocol.body import RequestBody
+from penstock.serving.protocol.body import Refused, RequestBody, Tolerated
 from penstock.serving.protocol.chat import ChatCompletionBody, ChatMessage
+from penstock.serving.protocol.other_fields import CHAT as CHAT_FATES
 
 PATHS = ["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]
 DEEP = b'{"metadata": ' + b"[" * 128 + b"]" * 128 + b"}"
@@ -339,3 +340,20 @@ async def test_the_form_of_an_error_is_that_of_the_protocol(
         body = response.json()
         assert {name: body[name] for name in expected if name != "error"} | {"error": {}} == expected | {"error": {}}
         assert expected.get("error", {}).items() <= body["error"].items()
+
+
+@pytest.mark.parametrize("name", [name for name in CHAT_FATES if name not in ChatCompletionBody.executed_fields])
+async def test_a_chat_field_that_is_not_executed_is_taken_or_says_why_not(name: str) -> None:
+    async with open_front() as front:
+        fate = CHAT_FATES[name]
+        if isinstance(fate, Tolerated) and fate.only is None:
+            assert (await front.chat(**{name: "x"})).status_code == 200
+            return
+        message = error(await front.chat(**{name: {"x": 1}}), 400, "unsupported_parameter", name)
+        assert fate.reason in message
+        if isinstance(fate, Refused):
+            assert fate.remedy in message
+        else:
+            assert "leave it out" in message
+            for value in fate.only or ():
+                assert (await front.chat(**{name: value})).status_code == 200

@@ -64,7 +64,8 @@ class BlockParser:
         self._hidden = re.compile("|".join(map(re.escape, hidden))) if hidden else None
         self._at_start = at_start
         self._reader: BlockReader | None = None
-        self._unread = ""  # raw text of the block that belongs to no call yet
+        self._marker = ""  # that has begun the block, until there is a call
+        self._unread = ""  # raw text of the block that belongs to no call yet, with the marker
         self._in_call = False
         self._end = 0  # of the raw text so far
         self._space = ""  # held back: it may stand before a call
@@ -82,12 +83,15 @@ class BlockParser:
     def finish(self, *, complete: bool) -> list[Piece]:
         """See PieceParser."""
         pieces: list[Piece] = []
-        if self._reader is not None:
+        while self._reader is not None:
             try:
                 self._take(self._reader.finish(complete=complete), pieces)
+                break
             except NoCallError:
-                self._give_text(self._unread, pieces, end=self._end)
-        elif self._search is not None:
+                rest = self._reject(pieces)
+                while rest:
+                    rest = self._feed_block(rest, pieces) if self._reader is not None else self._feed_text(rest, pieces)
+        if self._reader is None and self._search is not None:
             self._give_text(self._search.flush(), pieces, end=self._end)
         if self._space and not self._any_call:
             pieces.append(TextPiece(self._space, self._end - len(self._space)))
@@ -98,7 +102,8 @@ class BlockParser:
             begun = text.lstrip()
             if begun.startswith(self._at_start[0]):
                 self._space += text[: len(text) - len(begun)]
-                self._reader, self._unread = self._at_start[1](), ""
+                self._reader, self._marker, self._unread = self._at_start[1](), "", ""
+                self._at_start = None
                 return begun
         if self._search is None:
             self._give_text(text, pieces, end=self._end)
@@ -108,7 +113,7 @@ class BlockParser:
             self._give_text(before, pieces, end=self._end - len(self._search.held))
             return ""
         self._give_text(before, pieces, end=self._end - len(after) - len(marker))
-        self._reader, self._unread = self._readers[marker](), marker
+        self._reader, self._marker, self._unread = self._readers[marker](), marker, marker
         return after
 
     def _feed_block(self, text: str, pieces: list[Piece]) -> str:
@@ -118,21 +123,26 @@ class BlockParser:
         try:
             new, rest = self._reader.feed(text)
         except NoCallError:
-            self._reader = None
-            self._give_text(self._unread, pieces, end=self._end)
-            return ""
+            return self._reject(pieces)
         self._unread = self._unread[: len(self._unread) - len(rest)]
         self._take(new, pieces)
         if self._reader.is_over:
             self._reader = None
         return rest
 
+    def _reject(self, pieces: list[Piece]) -> str:
+        """The block is no call: its marker is text, and what follows is read again."""
+        text, marker = self._unread, self._marker
+        self._reader, self._unread, self._marker = None, "", ""
+        self._give_text(marker, pieces, end=self._end - len(text) + len(marker))
+        return text[len(marker) :]
+
     def _take(self, new: list[Piece], pieces: list[Piece]) -> None:
         for piece in new:
             if isinstance(piece, CallBegin | CallFinish):
                 self._in_call = isinstance(piece, CallBegin)
                 self._any_call = self._after_call = True
-                self._space = self._unread = ""
+                self._space = self._unread = self._marker = ""
         pieces += new
 
     def _give_text(self, text: str, pieces: list[Piece], *, end: int) -> None:

@@ -132,6 +132,8 @@ class DeepSeekReader:
     def _feed_head(self, head: str) -> tuple[list[Piece], str]:
         before_end, end, after_end = head.partition(_END)
         if end and "{" not in before_end:
+            if not self._any_call:
+                raise NoCallError("the block has no call")
             self.is_over = True
             return [], after_end
         before, brace, rest = head.partition("{")

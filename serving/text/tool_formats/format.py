@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from penstock.scheduler.errors import RequestError
 
-from ..output_format import OutputFormat, lark_json, lark_rule, lark_string
+from ..output_format import OutputFormat, join_grammars, lark_json, lark_rule, lark_string
 from ..pieces import PieceParser
 from ..tools import Tool
 from .tokens import ControlTokens
@@ -46,9 +46,12 @@ class CallGrammar:
         schema = tool.parameters if tool.parameters is not None else {"type": "object"}
         try:
             expression = lark_json({"type": "object", **schema}, tool.param)
+            enforced = tool.strict or _compiles(expression)
         except RequestError:
             if tool.strict:
                 raise
+            enforced = False
+        if not enforced:
             expression = lark_json({"type": "object"}, tool.param)
         self.rules.append(f"{name}: {expression}")
         return name
@@ -96,6 +99,13 @@ class ToolFormat(Protocol):
         Raises:
             RequestError: a tool's schema or grammar cannot be enforced.
         """
+
+
+def _compiles(expression: str) -> bool:
+    """Whether the compiler takes an expression of Lark; the worker would refuse the whole request over it."""
+    from llguidance import LLMatcher  # few requests need it
+
+    return not LLMatcher.validate_grammar(join_grammars(f"start: {expression}", []))
 
 
 def lark_until(end: str) -> str:

@@ -20,6 +20,8 @@ START, CHANNEL, MESSAGE, END = "<|start|>", "<|channel|>", "<|message|>", "<|end
 _CONSTRAIN, _CALL, _RETURN = "<|constrain|>", "<|call|>", "<|return|>"
 _RECIPIENT = re.compile(r"to=(?:functions\.)?([^\s<]+)")
 _CHANNEL_NAME = re.compile(rf"{re.escape(CHANNEL)}\s*(\w+)")
+_HEADS = ("<|", "assistant", "to=")
+"""How a header can begin; anything else is text without one."""
 _MAX_HEADER = 512
 """Characters of a message's header."""
 
@@ -67,7 +69,7 @@ class HarmonyParser:
     def __init__(self, tools: Mapping[str, Tool]) -> None:
         self._tools = tools
         self._header: str | None = ""  # of the message that begins; None: within a body
-        self._body = MarkerSearch([END, _CALL, _RETURN, START, CHANNEL])
+        self._body = MarkerSearch([END, _CALL, _RETURN, START, CHANNEL, MESSAGE, _CONSTRAIN])
         self._kind = "text"  # or reasoning, call, hidden
         self._end = 0
 
@@ -96,14 +98,14 @@ class HarmonyParser:
     def _feed_header(self, text: str, pieces: list[Piece]) -> str:
         assert self._header is not None
         self._header += text
+        begun = self._header.lstrip()
+        if begun and not any(begun.startswith(head) or head.startswith(begun) for head in _HEADS):
+            rest, self._header, self._kind = self._header, None, "text"  # text without a header
+            return rest
         header, marker, rest = self._header.partition(MESSAGE)
         if marker:
             self._header = None
             self._begin(header, pieces)
-            return rest
-        begun = self._header.lstrip()
-        if begun and not begun.startswith(("<", "assistant", "to=")) and not "assistant".startswith(begun):
-            rest, self._header, self._kind = self._header, None, "text"  # text without a header
             return rest
         if len(self._header) > _MAX_HEADER:
             self._header, self._kind = None, "hidden"
@@ -124,7 +126,7 @@ class HarmonyParser:
         before, marker, after = self._body.feed(text)
         end = self._end - len(after) - (len(marker) if marker else len(self._body.held))
         self._give(before, end, pieces)
-        if marker is not None:
+        if marker is not None and marker not in (MESSAGE, _CONSTRAIN):  # which have no place here, and are no text
             if self._kind == "call":
                 pieces.append(CallFinish())
             self._header = marker if marker in (START, CHANNEL) else ""
