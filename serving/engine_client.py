@@ -190,23 +190,26 @@ class EngineClient:
         finally:
             del self._loads[spec.name]
 
-    async def unload(self, name: str) -> bool:
-        """Give a model's memory back; False if the worker keeps it since another API process uses it.
+    def unload(self, name: str) -> "asyncio.Future[bool]":
+        """Give a model's memory back. One call for a model at a time.
 
-        New jobs of the model wait from this moment on for `make_resident`.
+        New jobs of the model wait from this call on for `make_resident`, so that none slips in between a caller's look
+        at `num_jobs_of` and this call.
+
+        Returns:
+            Whether it has gone: the worker keeps a model that another API process uses. EngineDeadError if the worker
+            is gone.
 
         Raises:
-            EngineDeadError: the worker is gone.
+            EngineDeadError: the worker is gone already.
         """
         self.check_alive()
         self.models.pop(name, None)
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._unloads[name] = answer
-        try:
-            self._send(Unload(name))
-            return await answer
-        finally:
-            del self._unloads[name]
+        answer.add_done_callback(lambda done: self._unloads.pop(name))
+        self._send(Unload(name))
+        return answer
 
     async def next_change(self) -> None:
         """Return at the next change of `models`, `failed`, `loading` or `death`."""

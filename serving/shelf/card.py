@@ -95,13 +95,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelLoadError(f"{folder} is no model folder: cannot read config.json: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} is not JSON: {error}") from error
     return config if isinstance(config, dict) else {}
 
 
 def _kind(folder: Path, config: dict[str, Any]) -> ModelKind:
-    architectures = config.get("architectures") or []
+    named = config.get("architectures")
+    architectures = [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
     # Cross-encoders have the same files as embedding models; only their architecture tells.
     if any(architecture.endswith(_SCORING_HEADS) for architecture in architectures):
         return "score"
@@ -129,7 +130,14 @@ def _count_parameters(weights: list[Path]) -> Counter[str]:
             for name, tensor in header.items():
                 if name != "__metadata__":
                     counts[tensor["dtype"]] += math.prod(tensor["shape"])
-        except (OSError, ValueError, TypeError, KeyError, AttributeError):  # the worker will say what is wrong with it
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            KeyError,
+            AttributeError,
+            RecursionError,
+        ):  # the worker will say what is wrong with it
             return Counter()
     return counts
 
@@ -168,7 +176,7 @@ def _template_of_config(text: str) -> str:
     """The template inside tokenizer_config.json: a text, or a list of named ones."""
     try:
         config = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     template = config.get("chat_template") if isinstance(config, dict) else ""
     return (template if isinstance(template, str) else json.dumps(template))[:_MAX_TEXT_BYTES]

@@ -71,7 +71,7 @@ class Lifecycle:
         self._stays: dict[str, Stay] = {}
         self._failures: dict[str, _Failure] = {}
         self._loads: dict[str, asyncio.Task[ModelReady]] = {}
-        self._unloading: dict[str, asyncio.Task[bool]] = {}
+        self._unloading: dict[str, asyncio.Future[bool]] = {}
         self._one_load = asyncio.Lock()
         self._new_deadline = asyncio.Event()
         self._reaper: asyncio.Task[None] | None = None
@@ -84,7 +84,7 @@ class Lifecycle:
 
     async def close(self) -> None:
         """Stop; loads that are under way end with the engine client."""
-        tasks = [*self._loads.values(), *self._unloading.values(), *([self._reaper] if self._reaper else [])]
+        tasks = [*self._loads.values(), *([self._reaper] if self._reaper else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -328,12 +328,11 @@ class Lifecycle:
     async def _unload(self, name: str) -> bool:
         """Unload a model without jobs; False if the worker keeps it."""
         if name not in self._unloading:
-            task = asyncio.create_task(self._engine.unload(name), name=f"unload {name}")
-            self._unloading[name] = task
-            task.add_done_callback(lambda done: self._note_unloaded(name, done))
+            answer = self._unloading[name] = self._engine.unload(name)
+            answer.add_done_callback(lambda done: self._note_unloaded(name, done))
         return await asyncio.shield(self._unloading[name])
 
-    def _note_unloaded(self, name: str, done: "asyncio.Task[bool]") -> None:
+    def _note_unloaded(self, name: str, done: "asyncio.Future[bool]") -> None:
         del self._unloading[name]
         if not done.cancelled() and done.exception() is None:
             if done.result():

@@ -154,8 +154,12 @@ def _snapshots(hub: Path) -> Iterator[tuple[str, Path]]:
     """What the Hub has given completely: each file in hub/complete holds a snapshot's folder."""
     complete = hub / "complete"
     for mark in sorted(complete.iterdir()) if complete.is_dir() else ():
-        folder = Path(mark.read_text(encoding="utf-8"))
-        if folder.is_dir():
+        try:
+            folder = Path(mark.read_text(encoding="utf-8"))
+            complete_copy = folder.is_dir()
+        except (OSError, ValueError):  # whatever lies there, it is no mark of ours
+            continue
+        if complete_copy:
             yield mark.name.replace("--", "/", 1), folder
 
 

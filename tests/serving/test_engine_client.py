@@ -11,6 +11,7 @@ import zmq
 import zmq.asyncio
 from fake_engine import CHAT, model_ready, step, until
 
+from penstock.scheduler.config import ModelSpec
 from penstock.scheduler.errors import EngineDeadError
 from penstock.scheduler.messages import (
     Cancel,
@@ -18,19 +19,22 @@ from penstock.scheduler.messages import (
     EmbeddingOutput,
     Hello,
     JobError,
+    Load,
     Message,
     ModelFailed,
     ModelLoading,
+    ModelUnloaded,
     RequestOutput,
     StepOutputs,
     Submit,
     TokenLogprobs,
+    Unload,
     WorkerReady,
     decode,
     encode,
 )
 from penstock.scheduler.sampling_params import SamplingParams
-from penstock.serving.engine_client import EngineClient
+from penstock.serving.engine_client import EngineClient, ModelFailedError
 from penstock.serving.errors import JobFailedError
 
 
@@ -234,3 +238,56 @@ async def test_garbage_does_not_stop_the_reader(
     await worker.socket.send_multipart([worker.peer, b"Nonsense", b""])
     assert [out.finish_reason async for out in _answered(client, worker, "s")] == ["stop"]
     assert "could not be delivered" in caplog.text
+
+
+SPEC = ModelSpec("new", "/models/new", "generate")
+
+
+async def test_a_model_is_loaded_and_unloaded(client: EngineClient, worker: Worker) -> None:
+    loading = asyncio.create_task(client.load(SPEC))
+    assert await worker.receive() == Load(SPEC)
+    assert client.loading["new"].stage == "waiting"
+    await worker.send(ModelLoading("new", "reading weights", 0.5))
+    await worker.send(model_ready("new"))
+    assert (await loading).name == "new" and "new" in client.models and client.loading == {}
+    client.stats["new"] = step().stats[CHAT]
+    gone = client.unload("new")
+    assert "new" not in client.models  # at once: no job may meet a model that is going
+    assert await worker.receive() == Unload("new")
+    await worker.send(ModelUnloaded("new"))
+    assert await gone is True and client.stats == {}
+    kept = client.unload("new")
+    await worker.receive()
+    await worker.send(model_ready("new"))
+    assert await kept is False and "new" in client.models
+
+
+async def test_a_model_that_fails_is_remembered_until_the_next_attempt(client: EngineClient, worker: Worker) -> None:
+    loading = asyncio.create_task(client.load(SPEC))
+    await worker.receive()
+    await worker.send(ModelFailed("new", "too large", "out_of_memory"))
+    with pytest.raises(ModelFailedError, match="too large") as caught:
+        await loading
+    assert caught.value.failed == client.failed["new"]
+    again = asyncio.create_task(client.load(SPEC))
+    await worker.receive()
+    assert client.failed == {}
+    client.mark_dead("was killed")
+    with pytest.raises(EngineDeadError, match="was killed"):
+        await again
+    for attempt in (lambda: client.load(SPEC), lambda: client.unload("new")):
+        with pytest.raises(EngineDeadError):
+            await attempt()
+
+
+async def test_jobs_are_counted_for_each_model(client: EngineClient, worker: Worker) -> None:
+    uses: list[tuple[str, int]] = []
+    client.on_use = lambda name: uses.append((name, client.num_jobs_of(name)))
+    job = Submit("a", CHAT, [1], SamplingParams(seed=0, max_tokens=1), 0.0)
+    async with aclosing(client.generate(job)) as outputs:
+        reading = asyncio.create_task(anext(outputs))
+        await worker.receive()
+        assert (client.num_jobs_of(CHAT), client.num_jobs_of("other")) == (1, 0)
+        await worker.send(step([RequestOutput("a", [1], finish_reason="length")]))
+        await reading
+    assert uses == [(CHAT, 1), (CHAT, 0)]

@@ -46,7 +46,17 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path) -> None:
         read_card("m", make_folder(tmp_path / "m", "BertForTokenClassification"))
 
 
-@pytest.mark.parametrize(("content", "words"), [(None, "cannot read config.json"), ("{", "is not JSON")])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot read config.json"),
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ("[]", r"architectures \[\]"),
+        ('{"architectures": "LlamaForCausalLM"}', r"architectures \[\]"),
+        ('{"architectures": [1, null]}', r"architectures \[\]"),
+    ],
+)
 def test_a_broken_config_is_refused(tmp_path: Path, content: str | None, words: str) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)

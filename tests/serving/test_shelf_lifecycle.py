@@ -1,6 +1,8 @@
 """Models come and go: one load for many requests, TTL, eviction, failures, and the gap before a job is sent."""
 
 import asyncio
+import random
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -11,7 +13,18 @@ from fake_engine import BARE, CHAT, FakeEngine, model_ready, tiny_card, tiny_she
 
 from penstock.scheduler.config import ModelSpec
 from penstock.scheduler.errors import EngineDeadError
-from penstock.scheduler.messages import ModelFailed, ModelLoading, ModelReady, ModelUnloaded, Submit, WorkerReady
+from penstock.scheduler.messages import (
+    DownMessage,
+    ModelFailed,
+    ModelLoading,
+    ModelReady,
+    ModelUnloaded,
+    StepOutputs,
+    Submit,
+    Unload,
+    UpMessage,
+    WorkerReady,
+)
 from penstock.scheduler.sampling_params import SamplingParams
 from penstock.serving.errors import ApiError
 from penstock.serving.shelf import lifecycle
@@ -344,3 +357,82 @@ async def test_what_is_in_memory_is_told_with_its_terms(house: House) -> None:
     start, jit = house.life.residents()
     assert (start.ready.name, start.ttl, start.seconds_left) == (BARE, None, None)
     assert (jit.ready.name, jit.ttl, jit.seconds_left, jit.num_jobs) == ("a", 60, 40, 0)
+
+
+class StrictWorker(FakeEngine):
+    """A fake engine that complains when a job meets a model that is not in memory, or an unloading one in use."""
+
+    def __init__(self) -> None:
+        super().__init__(tiny_shelf()[CHAT].tokenizer)
+        self.models = {}
+        self.in_memory: set[str] = set()
+        self.most = 0
+        self.running: Counter[str] = Counter()
+        self.complaints: list[str] = []
+        self.load_answers = self._note_load
+
+    def _note_load(self, spec: ModelSpec) -> Answers:
+        self.in_memory.add(spec.name)
+        self.most = max(self.most, len(self.in_memory))
+        return self.admit(spec)
+
+    def _send(self, message: UpMessage) -> None:
+        match message:
+            case Submit(model=model) if model not in self.in_memory:
+                self.complaints.append(f"a job for {model}, which is not in memory")
+            case Submit(model=model):
+                self.running[model] += 1
+            case Unload(name=name):
+                if self.running[name]:
+                    self.complaints.append(f"{name} is unloaded with {self.running[name]} jobs")
+                self.in_memory.discard(name)
+        super()._send(message)
+
+    def _deliver(self, message: DownMessage) -> None:
+        for output in message.outputs if isinstance(message, StepOutputs) else ():
+            if output.finish_reason is not None:
+                self.running[output.request_id.split("-")[1]] -= 1
+        super()._deliver(message)
+
+
+@pytest.mark.parametrize("seed", range(5))
+async def test_no_job_falls_into_a_gap_whatever_comes_together(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lifecycle, "FIRST_USE_SECONDS", 0.005)
+    chance = random.Random(seed)
+    chat = tiny_card(tiny_shelf()[CHAT])
+    cards = [replace(chat, name=name) for name in NAMES]
+    engine = StrictWorker()
+    life = Lifecycle(engine, Registry(cards), tiny_spec, LoadingPolicy(idle_ttl=0.01, max_resident_models=2))
+    life.start()
+    answered: Counter[str] = Counter()
+
+    async def client(number: int) -> None:
+        card = chance.choice(cards)
+        await asyncio.sleep(chance.random() * 0.2)
+        try:
+            match chance.randrange(10):
+                case 0:
+                    await life.unload(card.name)
+                case 1:
+                    async with asyncio.timeout(0.001):
+                        await life.ensure(card)
+                case _:
+                    await life.ensure(card, ttl=chance.choice([None, 0]))
+                    await asyncio.sleep(chance.random() * 0.01)
+                    job = Submit(
+                        f"job-{card.name}-{number}", card.name, [1, 2], SamplingParams(seed=0, max_tokens=3), 0.0
+                    )
+                    assert [output async for output in engine.generate(job)]
+                    answered["served"] += 1
+        except ApiError as error:
+            assert error.code in ("out_of_memory", "model_not_found", "model_busy")
+            answered[error.code] += 1
+        except TimeoutError:
+            answered["left"] += 1
+
+    async with asyncio.timeout(20):
+        await asyncio.gather(*(client(number) for number in range(300)))
+    await until(lambda: not engine.models)  # all have gone by themselves
+    await life.close()
+    assert engine.complaints == [] and engine.most == 2
+    assert answered["served"] > 60 and len(engine.loads) > 3, answered

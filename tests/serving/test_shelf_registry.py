@@ -38,6 +38,8 @@ def test_the_home_is_searched_for_starters_conversions_snapshots_and_own_folders
     make_model(tmp_path / "models" / "tagger", "BertForTokenClassification")
     make_snapshot(tmp_path, "Org/Model-1.5B")
     (tmp_path / "hub" / "complete" / "gone--model").write_text(str(tmp_path / "nowhere"))
+    (tmp_path / "hub" / "complete" / "no--mark").write_bytes(b"\xff\0")
+    (tmp_path / "hub" / "complete" / "a--folder").mkdir()
     (tmp_path / "models" / "empty").mkdir()
     assert [card.name for card in scan_home(tmp_path)] == ["Org/Model-1.5B", "owner/own", "starter", "tiny.q8"]
     assert scan_home(tmp_path / "no-home") == []
