@@ -22,21 +22,28 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("model", nargs="?", metavar="MODEL", help="its name; without it: a chat model that is loaded")
     parser.add_argument("--prompt", "-p", metavar="TEXT", help="ask this and print the answer; - reads standard input")
     parser.add_argument("--system", metavar="TEXT", help="what the model is to be or to obey")
+    parser.add_argument(
+        "--temperature", type=float, default=0.7, metavar="X", help="how daring the answers are, 0 to 2 (default: 0.7)"
+    )
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (default: what the context holds)")
     return run_command(parser, arguments, _chat)
 
 
 def _chat(options: argparse.Namespace, settings: Settings) -> None:
     server = server_of(settings)
-    model = options.model or _choose(server)
+    wishes = {"temperature": options.temperature}
+    if options.max_tokens is not None:
+        wishes["max_tokens"] = options.max_tokens
+    talk = _Talk(server, options.model or _choose(server), wishes, quiet=options.json)
     start: list[Message] = [{"role": "system", "content": options.system}] if options.system else []
     if options.prompt is not None:
         text = sys.stdin.read() if options.prompt == "-" else options.prompt
-        answer = _answer(server, model, [*start, {"role": "user", "content": text}], quiet=options.json)
-        print(json.dumps({"model": model, "content": answer}) if options.json else "")
+        answer = talk.ask([*start, {"role": "user", "content": text}])
+        print(json.dumps({"model": talk.model, "content": answer}) if options.json else "")
         return
     if options.json:
         raise CommandError("--json needs --prompt")
-    _converse(server, model, start)
+    _converse(talk, start)
 
 
 def _choose(server: Server) -> str:
@@ -47,10 +54,10 @@ def _choose(server: Server) -> str:
     return chosen
 
 
-def _converse(server: Server, model: str, start: list[Message]) -> None:
+def _converse(talk: "_Talk", start: list[Message]) -> None:
     with suppress(ImportError):
         import readline  # noqa: F401  # its import gives input() a history and editing
-    print(f"Chatting with {model}. {_HELP}")
+    print(f"Chatting with {talk.model}. {_HELP}")
     messages = list(start)
     while True:
         try:
@@ -71,7 +78,7 @@ def _converse(server: Server, model: str, start: list[Message]) -> None:
                 continue
         question = {"role": "user", "content": text}
         try:
-            answer = _answer(server, model, [*messages, question])
+            answer = talk.ask([*messages, question])
         except ServerError as error:
             print(f"error: {error}", file=sys.stderr)
             continue
@@ -79,22 +86,38 @@ def _converse(server: Server, model: str, start: list[Message]) -> None:
         messages += [question, {"role": "assistant", "content": answer}]
 
 
-def _answer(server: Server, model: str, messages: list[Message], *, quiet: bool = False) -> str:
-    """Ask, print the answer as it comes, and return it; Ctrl-C in a conversation ends it early."""
-    body = {"model": model, "messages": messages, "stream": True}
-    pieces: list[str] = []
-    printer = _Printer(quiet)
-    with closing(server.stream("/v1/chat/completions", body)) as events:  # type: ignore[type-var]
-        try:
-            for event in events:
-                for choice in event.get("choices", ()):
-                    printer.show(choice["delta"])
-                    pieces.append(choice["delta"].get("content") or "")
-        except KeyboardInterrupt:
-            if not pieces:
-                raise
-    printer.end()
-    return "".join(pieces)
+class _Talk:
+    """Asks one model of one server.
+
+    Args:
+        server: the server.
+        model: its model's name.
+        wishes: further fields of each request.
+        quiet: do not print the answers.
+    """
+
+    def __init__(self, server: Server, model: str, wishes: dict[str, Any], *, quiet: bool) -> None:
+        self.model = model
+        self._server = server
+        self._wishes = wishes
+        self._quiet = quiet
+
+    def ask(self, messages: list[Message]) -> str:
+        """Ask, print the answer as it comes, and return it; Ctrl-C ends an answer that has begun."""
+        body = {"model": self.model, "messages": messages, "stream": True, **self._wishes}
+        pieces: list[str] = []
+        printer = _Printer(self._quiet)
+        with closing(self._server.stream("/v1/chat/completions", body)) as events:
+            try:
+                for event in events:
+                    for choice in event.get("choices", ()):
+                        printer.show(choice["delta"])
+                        pieces.append(choice["delta"].get("content") or "")
+            except KeyboardInterrupt:
+                if not pieces:
+                    raise
+        printer.end()
+        return "".join(pieces)
 
 
 class _Printer:

@@ -1,7 +1,7 @@
 """Talks to a running server over HTTP: JSON in, JSON or a stream of events out, errors as one line for people."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator
 from http.client import HTTPException, HTTPResponse
 from typing import Any
 from urllib.error import HTTPError, URLError
@@ -68,7 +68,7 @@ class Server:
         entry: dict[str, Any] = self.get(f"/v1/models/{quote(name)}")
         return entry
 
-    def stream(self, path: str, body: object) -> Iterator[Any]:
+    def stream(self, path: str, body: object) -> Generator[Any]:
         """The JSON of each event that the server sends; closing the iterator ends the work there.
 
         Raises:

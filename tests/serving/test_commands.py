@@ -220,7 +220,9 @@ def test_chat_answers_one_prompt(server: FakeServer, capsys: pytest.CaptureFixtu
     path, body = server.asked[-1]
     assert (path, body["model"], body["stream"]) == ("/v1/chat/completions", "a", True)
     assert [message["content"] for message in body["messages"]] == ["be brief", "a river"]
-    assert cli.main(["chat", "c", "-p", "a river", "--json"]) == 0
+    assert body["temperature"] == 0.7 and "max_tokens" not in body
+    assert cli.main(["chat", "c", "-p", "a river", "--json", "--temperature", "0", "--max-tokens", "9"]) == 0
+    assert (server.asked[-1][1]["temperature"], server.asked[-1][1]["max_tokens"]) == (0, 9)
     assert json.loads(capsys.readouterr().out) == {"model": "c", "content": "Rhine"}
 
 
