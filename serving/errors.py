@@ -182,6 +182,10 @@ def _of_http_exception(error: HTTPException) -> ApiError:
     return ApiError(detail, status=error.status_code, code=code, headers=error.headers)
 
 
+FORESEEN = (ApiError, ValidationError, JobFailedError, RequestError, EngineDeadError, HTTPException)
+"""All other errors are faults of ours, to be logged."""
+
+
 async def _answer(request: Request, error: Exception) -> Response:
     if isinstance(error, HTTPException) and error.status_code in (404, 405):
         path = f"{request.method} {request.url.path}"
@@ -193,5 +197,5 @@ async def _answer(request: Request, error: Exception) -> Response:
 
 def install(app: FastAPI) -> None:
     """Make `app` answer every foreseen error in the form of the protocol that was asked."""
-    for kind in (ApiError, ValidationError, JobFailedError, RequestError, EngineDeadError, HTTPException):
+    for kind in FORESEEN:
         app.add_exception_handler(kind, _answer)

@@ -1,6 +1,7 @@
 """Server-sent events: how they are framed and sent, and how a client that goes away ends the work done for it."""
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
@@ -10,9 +11,10 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from .error_forms import form_of
-from .errors import translate
+from .error_forms import REQUEST_ID, form_of
+from .errors import FORESEEN, translate
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
@@ -90,5 +92,8 @@ class EventStream(Response):
                 async for framed in events:
                     await send({"type": "http.response.body", "body": framed, "more_body": True})
             except Exception as error:  # the status is out; this is the only way left to tell the client
+                if not isinstance(error, FORESEEN):
+                    request_id = scope.get("state", {}).get(REQUEST_ID)
+                    _log.exception("internal error in a stream of %s, x-request-id %s", scope["path"], request_id)
                 last = form_of(scope).event(translate(error), scope)
             await send({"type": "http.response.body", "body": last, "more_body": False})

@@ -1,12 +1,15 @@
 """Clients that go away, engines that die, errors in the middle of a stream."""
 
+import asyncio
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
 from fake_engine import CHAT, EMBED, Exchange, error, open_front, until
 
 from penstock.scheduler.messages import JobError, RequestOutput, Submit
+from penstock.serving.sse import EventStream
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
@@ -99,3 +102,19 @@ async def test_first_chunk_carries_the_first_token() -> None:
         await exchange.task
         first = exchange.sent[1]["body"]
         assert b'"role":"assistant"' in first and b'"content":"hello"' in first
+
+
+async def test_a_fault_of_ours_in_the_middle_of_a_stream_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    async def broken() -> AsyncGenerator[bytes]:
+        yield b"data: 1\n\n"
+        raise RuntimeError("what nobody has foreseen")
+
+    sent: list[Any] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    scope = {"type": "http", "path": "/v1/completions", "headers": [], "state": {"request_id": "req_1"}}
+    await EventStream(broken())(scope, asyncio.Event().wait, send)  # type: ignore[arg-type]
+    assert b"internal_error" in sent[-1]["body"] and b"foreseen" not in sent[-1]["body"]
+    assert "req_1" in caplog.text and "what nobody has foreseen" in caplog.text

@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 from ...error_forms import LM_STUDIO
-from ...errors import ApiError, translate
+from ...errors import FORESEEN, ApiError, translate
 from ...protocol.lmstudio.chat import NativeChatBody
 from ...shelf.card import ModelCard
 from ...sse import typed_event
@@ -70,10 +70,9 @@ class NativeChat:
         except Exception as error:
             if not begun:
                 raise
-            known = translate(error)
-            if known.code == "internal_error":
+            if not isinstance(error, FORESEEN):
                 _log.exception("internal error in the stream of %s", self._response_id)
-            yield typed_event({"type": "error", "error": LM_STUDIO.details(known)})
+            yield typed_event({"type": "error", "error": LM_STUDIO.details(translate(error))})
         yield typed_event({"type": "chat.end", "result": self._result()})
 
     def _result(self) -> Event:
