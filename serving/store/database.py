@@ -230,8 +230,10 @@ def _is_passing(error: Exception) -> bool:
 
 
 def _unavailable(error: Exception) -> ApiError:
+    # An OSError's own words have the path in them, which is nobody's business.
+    reason = error.strerror or "input/output error" if isinstance(error, OSError) else str(error)
     return ApiError(
-        f"The server's store cannot be used now: {error}. Send store: false, or tell the server's operator.",
+        f"The server's store cannot be used now: {reason}. Send store: false, or tell the server's operator.",
         status=503,
         code="store_unavailable",
     )

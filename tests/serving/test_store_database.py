@@ -171,6 +171,7 @@ async def test_an_unusable_file_is_a_503_until_it_is_replaced(
             error = await refusal(store.chats.save("", completion(1), []))
             assert (error.status, error.code) == (503, "store_unavailable")
             assert reason in error.message.lower() and "store: false" in error.message
+            assert str(tmp_path) not in error.message
         path.rename(tmp_path / "away")
         await store.chats.save("", completion(1), [])
         assert await ids(store) == ["chatcmpl-1"]
