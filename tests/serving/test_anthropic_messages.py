@@ -3,6 +3,7 @@
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from anthropic import AsyncAnthropic, BadRequestError, NotFoundError
 from fake_engine import CHAT, Exchange, Front, model_ready, open_front, until, use_template
 
 from penstock.scheduler.messages import JobError, RequestOutput, Submit
+from penstock.serving.handlers.anthropic import messages
 
 CLAUDE_CODE = json.loads((Path(__file__).parents[1] / "data" / "claude_code_request.json").read_text())
 HI: list[Any] = [{"role": "user", "content": "hi"}]
@@ -171,6 +173,23 @@ async def test_the_model_thinks_if_it_is_asked_to(fields: Any, thinks: bool) -> 
         use_template(front, THINKING_TEMPLATE)
         await client.messages.create(model=CHAT, messages=HI, max_tokens=2000, **fields)
         assert ("</think>" not in prompt(front)) == thinks
+
+
+async def test_pings_while_a_prompt_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    impatient = partial(messages.with_pauses, seconds=0.001)
+    monkeypatch.setattr(messages, "with_pauses", impatient)
+    async with open_anthropic() as (front, _):
+        front.engine.script = lambda job: [
+            0.01,
+            RequestOutput(job.request_id, [], num_computed_tokens=1),
+            0.01,
+            *front.engine.say(job),
+        ]
+        body = {"model": CHAT, "max_tokens": 50, "messages": HI, "stream": True}
+        kinds = [event["type"] for event in framed(await front.post("/v1/messages", body))]
+        first_block = kinds.index("content_block_start")
+        assert kinds[0] == "message_start" and set(kinds[1:first_block]) == {"ping"} and first_block > 4
+        assert "ping" not in kinds[first_block:]
 
 
 async def test_what_claude_code_sends() -> None:

@@ -98,6 +98,18 @@ async def test_progress_of_a_long_prompt() -> None:
         assert progress["type"] == "prompt_processing.progress" and 0 < progress["progress"] < 1
 
 
+async def test_a_prompt_that_is_computed_again_is_no_news() -> None:
+    async with open_front() as front:
+        front.engine.script = lambda job: [
+            *front.engine.say(job)[:1],
+            RequestOutput(job.request_id, [], num_computed_tokens=2),
+            *front.engine.say(job)[1:],
+        ]
+        events = await streamed(front)
+        assert events[-1]["result"]["output"] == [{"type": "message", "content": "hello world"}]
+        assert [event["type"] for event in events].count("message.start") == 1
+
+
 @pytest.mark.parametrize("stream", [False, True])
 async def test_thinking(stream: bool) -> None:
     async with open_front() as front:

@@ -124,8 +124,8 @@ class NativeChat:
         finally:
             preparing.cancel()
             await asyncio.wait((preparing,))
-        residents = self._services.lifecycle.residents()
-        self._load_seconds = next(resident.load_seconds for resident in residents if resident.ready.name == card.name)
+        residents = {resident.ready.name: resident for resident in self._services.lifecycle.residents()}
+        self._load_seconds = residents[card.name].load_seconds if card.name in residents else 0.0
         yield self._named("model_load.end", load_time_seconds=round(self._load_seconds, 3))
 
     async def _run(self, turn: Turn) -> AsyncGenerator[Event]:
@@ -135,6 +135,8 @@ class NativeChat:
         async with aclosing(with_pauses(run_turn_in_batches(turn, self._services))) as batches:
             async for batch in batches:
                 for event in batch or [PromptProgress(self._num_computed_tokens, turn.num_prompt_tokens)]:
+                    if isinstance(event, PromptProgress) and open_part != "prompt_processing":
+                        continue  # the prompt is computed again after a preemption, which is no news
                     part, framed = self._translate(event, turn)
                     if part != open_part:
                         yield {"type": f"{open_part}.end"}
