@@ -17,7 +17,7 @@ _RETRIED_SOON = 5
 
 def response_head(body: ResponseBody, response_id: str, created_at: int) -> Json:
     """A response object before anything has happened."""
-    return {
+    head = {
         "id": response_id,
         "object": "response",
         "created_at": created_at,
@@ -50,8 +50,8 @@ def response_head(body: ResponseBody, response_id: str, created_at: int) -> Json
         "top_p": body.top_p,
         "truncation": body.truncation,
         "usage": None,
-        "user": body.user,
     }
+    return head if body.user is None else head | {"user": body.user}  # the one field that may not be null
 
 
 def effective_reasoning(asked: Json, template_variables: Collection[str]) -> Json:
@@ -101,12 +101,9 @@ def _text(text: TextConfig) -> Json:
     wanted = text.format
     form: Json = {"type": wanted.type}
     if wanted.type == "json_schema":
-        form |= {
-            "name": wanted.name,
-            "description": wanted.description or None,
-            "schema": wanted.schema_,
-            "strict": wanted.strict,
-        }
+        form |= {"name": wanted.name, "schema": wanted.schema_, "strict": wanted.strict}
+        if wanted.description:
+            form["description"] = wanted.description
     return {"format": form, "verbosity": "medium"}  # the only one that models here know, whichever was asked for
 
 
