@@ -100,9 +100,9 @@ def _think_state(template: ChatTemplate, prompt: str) -> ThinkState:
 def template_variables(request: TurnRequest, model: str, template: ChatTemplate) -> dict[str, Any]:
     """The variables that a request sets in its chat template.
 
-    One that the template does not read would change nothing, and the client would believe it had; only hints of
-    thinking may. An effort for a template that knows no efforts but a switch turns the switch; "none" asks models
-    without a switch for what they do anyway.
+    One that the template does not read would change nothing, and the client would believe it had; only hints may. An
+    effort for a template that knows no efforts but a switch turns the switch; "none" asks models without a switch for
+    what they do anyway.
 
     Raises:
         ApiError: unsupported_parameter, the template does not read a variable.
@@ -115,12 +115,12 @@ def template_variables(request: TurnRequest, model: str, template: ChatTemplate)
     if request.enable_thinking is not None:
         if switch is not None:
             variables.setdefault(switch, request.enable_thinking)  # the more explicit place wins
-        elif not request.thinking_is_hint:
+        elif not request.style_is_hint:
             raise _unread("enable_thinking", "enable_thinking", model, template)
     if request.verbosity is not None:
         if "verbosity" in template.variables:
             variables.setdefault("verbosity", request.verbosity)
-        elif request.verbosity != "medium":
+        elif request.verbosity != "medium" and not request.style_is_hint:
             raise _unread("verbosity", "verbosity", model, template)
     effort = request.reasoning_effort
     if effort is None:
@@ -129,7 +129,7 @@ def template_variables(request: TurnRequest, model: str, template: ChatTemplate)
         variables.setdefault("reasoning_effort", effort)
     elif switch is not None:
         variables.setdefault(switch, effort != "none")
-    elif effort != "none" and not request.thinking_is_hint:
+    elif effort != "none" and not request.style_is_hint:
         raise _unread("reasoning_effort", "reasoning_effort", model, template)
     return variables
 

@@ -61,10 +61,10 @@ class TurnRequest:
     reasoning_effort: str | None = None
     """"none" switches thinking off; others are given to the chat template, or switch thinking on."""
     enable_thinking: bool | None = None
-    thinking_is_hint: bool = False
-    """The two above have no effect, instead of being refused, where the chat template reads no such variable."""
     verbosity: str | None = None
-    """Given to the chat template, and refused if it reads no such variable, unless it is "medium"."""
+    """Given to the chat template; "medium" is what a model does that knows no such variable."""
+    style_is_hint: bool = False
+    """The three above have no effect, instead of being refused, where the chat template reads no such variable."""
     template_variables: Mapping[str, Any] = field(default_factory=dict)
     """Further variables for the chat template, refused if it does not read them."""
     add_generation_prompt: bool = True

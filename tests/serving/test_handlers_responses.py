@@ -221,9 +221,10 @@ async def test_what_has_no_effect_is_not_said_to_have_one() -> None:
         response = (await respond(front, **wishes)).json()
         assert response["reasoning"]["effort"] is None and response["text"]["verbosity"] == "medium"
         assert response["service_tier"] == "default"
-        use_template(front, "{{ reasoning_effort }}" + TOOL_TEMPLATE)
-        assert (await respond(front, **wishes)).json()["reasoning"]["effort"] == "high"
-        assert prompt_of(front).startswith("high")
+        use_template(front, "{{ reasoning_effort }} {{ verbosity }}" + TOOL_TEMPLATE)
+        response = (await respond(front, **wishes)).json()
+        assert response["reasoning"]["effort"] == "high" and response["text"]["verbosity"] == "low"
+        assert prompt_of(front).startswith("high low")
 
 
 async def test_history_by_previous_response_and_by_reference() -> None:

@@ -29,7 +29,7 @@ def turn_request(body: PromptBody, request_id: str, principal: str) -> TurnReque
         output_format=_output_format(body),
         reasoning_effort=body.output_config.effort,
         enable_thinking=_enable_thinking(body),
-        thinking_is_hint=True,  # agents ask every model for it
+        style_is_hint=True,  # agents ask every model for it
         add_generation_prompt=not continues,
         continue_final_message=continues,
         ttl=body.ttl,

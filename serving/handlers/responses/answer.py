@@ -54,15 +54,19 @@ def response_head(body: ResponseBody, response_id: str, created_at: int) -> Json
     return head if body.user is None else head | {"user": body.user}  # the one field that may not be null
 
 
-def effective_reasoning(asked: Json, template_variables: Collection[str]) -> Json:
-    """`reasoning` as it is in effect: agents send efforts blindly, and many models know none.
+def effective_style(head: Json, template_variables: Collection[str]) -> Json:
+    """`reasoning` and `text` as they are in effect: agents ask every model for a style, and many know none.
 
     Args:
-        asked: as the request has it.
+        head: the response object, with what was asked.
         template_variables: what the model's chat template reads.
     """
-    obeys = asked["effort"] == "none" or not _EFFORT_VARIABLES.isdisjoint(template_variables)
-    return asked if obeys else asked | {"effort": None}
+    reasoning, text = head["reasoning"], head["text"]
+    if reasoning["effort"] != "none" and _EFFORT_VARIABLES.isdisjoint(template_variables):
+        reasoning = reasoning | {"effort": None}
+    if "verbosity" not in template_variables:
+        text = text | {"verbosity": "medium"}
+    return {"reasoning": reasoning, "text": text}
 
 
 def usage_object(usage: TurnUsage, block_size: int) -> Json:
@@ -104,7 +108,7 @@ def _text(text: TextConfig) -> Json:
         form |= {"name": wanted.name, "schema": wanted.schema_, "strict": wanted.strict}
         if wanted.description:
             form["description"] = wanted.description
-    return {"format": form, "verbosity": "medium"}  # the only one that models here know, whichever was asked for
+    return {"format": form, "verbosity": text.verbosity or "medium"}
 
 
 def _tool(tool: ToolSpec) -> Json:

@@ -148,7 +148,8 @@ def _turn_request(
         parallel_tool_calls=body.parallel_tool_calls,
         output_format=None if conversation.compacts else _output_format(body.text),
         reasoning_effort=body.reasoning.effort,
-        thinking_is_hint=True,
+        verbosity=body.text.verbosity,
+        style_is_hint=True,  # agents ask every model for it
         principal=principal,
     )
 

@@ -14,7 +14,7 @@ from typing import Any
 from ...errors import ApiError, translate
 from ..services import Services
 from ..turn import Turn, TurnEvent, TurnRequest, prepare_turn, run_turn_in_batches
-from .answer import Json, effective_reasoning, error_object, usage_object
+from .answer import Json, effective_style, error_object, usage_object
 from .fitting import prepare_fitting
 from .numbered import Event, Numbers
 from .output import Output
@@ -158,12 +158,8 @@ class LiveResponse:
         served = self._turn.served
         sampling = self._turn.generation.choices[0].job.sampling
         variables = served.chat_template.variables if served.chat_template else ()
-        return {
-            "model": served.name,
-            "reasoning": effective_reasoning(self._plan.head["reasoning"], variables),
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-        }
+        style = effective_style(self._plan.head, variables)
+        return style | {"model": served.name, "temperature": sampling.temperature, "top_p": sampling.top_p}
 
     def _feed(self, batch: list[TurnEvent]) -> list[Event]:
         """The stream's events for what is new; the computing of a long prompt, for one, is not worth any."""
