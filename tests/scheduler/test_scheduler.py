@@ -351,6 +351,7 @@ EVENT = st.one_of(
     st.tuples(st.just("add other"), st.integers(1, 30), st.integers(1, 12)),
     st.tuples(st.just("embed"), st.integers(1, 30), st.integers(1, 5)),
     st.tuples(st.just("cancel"), st.integers(0, 40), st.just(0)),
+    st.tuples(st.just("swap"), st.integers(1, 3), st.just(0)),
     st.tuples(st.just("step"), st.just(0), st.just(0)),
 )
 
@@ -379,9 +380,13 @@ def test_no_sequence_of_events_leaks_a_block_or_loses_a_request(
     scheduler = make_scheduler(11, 4, max_num_seqs, budget, prefix)
     scheduler.pace = StepPace(target)
     shared = KVArena(arena, slab)  # the longest request needs 11 blocks
-    for model, size in zip("mn", block_bytes, strict=True):
+
+    def install(model: str, size: int) -> None:
         kv = KVCacheManager(shared, size, 4, enable_prefix_caching=prefix)
         scheduler.generation_lanes[model] = GenerationLane(model, kv, 1000)
+
+    for model, size in zip("mn", block_bytes, strict=True):
+        install(model, size)
     requests: list[Request] = []
     jobs: list[str] = []
     cancelled: set[str] = set()
@@ -396,6 +401,11 @@ def test_no_sequence_of_events_leaks_a_block_or_loses_a_request(
         elif event == "embed":
             scheduler.add_embedding(EmbeddingJob(name, "e", [[1] * size] * count, arrival))
             jobs.append(name)
+        elif event == "swap":  # another model under the name, if nobody uses it
+            if not scheduler.has_jobs("n"):
+                scheduler.remove("n")
+                check_integrity(scheduler)
+                install("n", size)
         elif event == "cancel" and jobs:
             cancelled.add(jobs[size % len(jobs)])
             scheduler.cancel(jobs[size % len(jobs)])
