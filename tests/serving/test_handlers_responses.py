@@ -17,7 +17,8 @@ from fake_engine import (
     use_template,
 )
 
-from penstock.scheduler.messages import JobError, RequestOutput, Submit
+from penstock.scheduler.config import ModelSpec
+from penstock.scheduler.messages import JobError, ModelFailed, RequestOutput, Submit
 from penstock.serving.handlers.responses import live
 from penstock.serving.handlers.responses.messages import SUMMARY_REQUEST
 from penstock.serving.handlers.responses.sealed import unseal
@@ -341,6 +342,27 @@ async def test_silence_is_filled_with_data_events(monkeypatch: pytest.MonkeyPatc
         front.engine.script = computing
         names = [event["type"] for event in await stream(front)]
         assert 3 < names.count("response.in_progress") < 25
+
+
+async def test_a_stream_lives_while_its_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(live, "FIRST_SIGN_SECONDS", 0.005)
+    monkeypatch.setattr(live, "KEEP_ALIVE_SECONDS", 0.005)
+    async with open_front() as front:
+        del front.engine.models[CHAT]
+        fails: list[ModelFailed] = []
+
+        def answers(spec: ModelSpec) -> list[Any]:
+            loop = asyncio.get_running_loop()
+            loop.call_later(0.05, front.engine._deliver, fails.pop() if fails else model_ready(spec.name))
+            return []
+
+        front.engine.load_answers = answers
+        names = [event["type"] for event in await stream(front)]
+        assert names.count("response.in_progress") > 3 and names[-1] == "response.completed"
+        del front.engine.models[CHAT]
+        fails.append(ModelFailed(CHAT, "the weights are torn"))
+        last = (await stream(front))[-1]
+        assert last["type"] == "response.failed" and "torn" in last["response"]["error"]["message"]
 
 
 async def test_a_trailing_trigger_makes_one_compaction_item_that_can_come_back() -> None:
