@@ -8,9 +8,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+NPM ?= $(CURDIR)/tests/e2e/js
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install serve test check bench clean
+.PHONY: help install serve test check bench agents clean
 
 help:  ## show this list
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
@@ -35,6 +36,13 @@ check: install  ## lint, format and types
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
+
+agents: install $(NPM)/node_modules  ## test with the JavaScript clients and coding agents that npm has
+	PENSTOCK_TEST_NPM=$(NPM) $(BIN)/pytest tests/e2e/test_agents.py tests/e2e/test_codex.py tests/e2e/test_js_clients.py
+
+$(NPM)/node_modules: tests/e2e/js/package.json
+	npm install --prefix $(NPM) --no-package-lock --no-audit --no-fund
+	@touch $@
 
 bench: install  ## measure the server on this machine, which should be idle otherwise
 	$(BIN)/python benchmarks/server.py $(ARGS)
