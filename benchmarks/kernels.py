@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ import torch
 
 from penstock.kernels.attention import AttentionBatch, paged_attention
 from penstock.kernels.attention_reference import attend_reference
+from penstock.kernels.bitmask import apply_bitmask, apply_bitmask_reference
 
 NUM_LAYERS = 4
 
@@ -34,7 +36,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Microseconds of one call, and the keys and values that it reads a second."""
+    """Microseconds of one call, and the keys and values, or logits, that it goes through a second."""
 
     operation: str
     workload: str
@@ -59,6 +61,7 @@ def main() -> None:
     parser.add_argument("--kv-heads", type=int, default=3)
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--block-size", type=int, default=16)
+    parser.add_argument("--vocab-size", type=int, default=49152)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float16", "float32"])
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--seconds", type=float, default=0.3, help="time for each measurement")
@@ -68,8 +71,10 @@ def main() -> None:
     print(f"{'operation':<16} {'workload':<28} {'us':>10} {'reference us':>13} {'GB/s':>8}")
     results = []
     with torch.inference_mode():
-        for workload in WORKLOADS:
-            result = measure(workload, arguments)
+        measurements = [partial(measure, workload, arguments) for workload in WORKLOADS]
+        measurements += [partial(measure_bitmask, rows, arguments) for rows in (1, 8, 32)]
+        for measurement in measurements:
+            result = measurement()
             results.append(result)
             print(
                 f"{result.operation:<16} {result.workload:<28} {result.microseconds:>10.1f} "
@@ -127,6 +132,19 @@ def measure(workload: Workload, arguments: argparse.Namespace) -> Measurement:
     reference_seconds = best(plain, device, 0.0)
     bandwidth = workload.rows * seq_len * token_bytes / seconds / 1e9
     return Measurement("paged_attention", workload.name, seconds * 1e6, reference_seconds * 1e6, bandwidth)
+
+
+def measure_bitmask(rows: int, arguments: argparse.Namespace) -> Measurement:
+    """Every row of the logits has a mask, half of whose tokens are allowed."""
+    vocab_size, device = arguments.vocab_size, arguments.device
+    logits = torch.randn(NUM_LAYERS, rows, vocab_size, device=device)
+    index = torch.arange(rows, device=device)
+    bits = torch.randint(-(2**31), 2**31, (rows, -(-vocab_size // 32)), device=device).to(torch.int32)
+    seconds = best(lambda layer: apply_bitmask(logits[layer], index, bits), device, arguments.seconds)
+    reference_seconds = best(lambda layer: apply_bitmask_reference(logits[layer], index, bits), device, 0.0)
+    bandwidth = logits[0].nbytes / seconds / 1e9
+    name = f"{rows} x {vocab_size}"
+    return Measurement("apply_bitmask", name, seconds * 1e6, reference_seconds * 1e6, bandwidth)
 
 
 def best(function: Callable[[int], None], device: str, seconds: float) -> float:

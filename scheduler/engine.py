@@ -16,7 +16,8 @@ from . import device
 from .config import EngineConfig
 from .encoder import EncoderRunner
 from .errors import ModelLoadError, RequestError, UnknownModelError
-from .grammar import Grammar, GrammarCompiler, invalid_grammar
+from .grammar import Grammar, GrammarCompiler, invalid_grammar, param_of
+from .job_checks import check_second_starts, check_token_ids
 from .kv_arena import KVArena
 from .kv_cache import KVCacheManager
 from .lanes import EmbeddingLane, GenerationLane
@@ -220,7 +221,7 @@ class Engine:
         """
         if isinstance(job, Submit):
             grammars = self.grammars_of(job.model)
-            _check_token_ids([job.prompt_token_ids, job.output_token_ids], self._generation[job.model].vocab_size)
+            check_token_ids([job.prompt_token_ids, job.output_token_ids], self._generation[job.model].vocab_size)
             request = Request.from_submit(job)
             if job.sampling.grammar:
                 grammar = grammar or grammars.compile(job.sampling.grammar)
@@ -229,8 +230,8 @@ class Engine:
         else:
             if job.model not in self.scheduler.embedding_lanes:
                 raise UnknownModelError(f"no embedding model {job.model} is resident")
-            _check_token_ids(job.inputs, self._embedding[job.model].vocab_size)
-            _check_second_starts(job)
+            check_token_ids(job.inputs, self._embedding[job.model].vocab_size)
+            check_second_starts(job)
             self.scheduler.add_embedding(
                 EmbeddingJob(
                     job.request_id,
@@ -333,7 +334,7 @@ class Engine:
     def _fail(self, request: Request, error: RequestError) -> RequestOutput:
         """End one request for a reason of its own."""
         self.scheduler.finish(request)
-        failure = JobError(error.message, error.code, error.param)
+        failure = JobError(error.message, error.code, param_of(error, request.sampling))
         return RequestOutput(request.request_id, [], finish_reason="error", error=failure)
 
     def _is_stop_token(self, request: Request, token_id: int) -> bool:
@@ -383,22 +384,3 @@ def _sign_of_life(row: ScheduledRow) -> RequestOutput:
         num_cached_tokens=request.num_cached_tokens,
         num_computed_tokens=min(row.end, len(request.prompt_token_ids)),
     )
-
-
-def _check_token_ids(sequences: list[list[int]], vocab_size: int) -> None:
-    """Refuse ids without an embedding: on a GPU one of them would end the process, on a CPU everybody's step."""
-    for token_ids in sequences:
-        if token_ids and not (min(token_ids) >= 0 and max(token_ids) < vocab_size):
-            bad = next(token_id for token_id in token_ids if not 0 <= token_id < vocab_size)
-            raise RequestError(f"token id {bad} is not in the vocabulary, whose ids are 0 to {vocab_size - 1}")
-
-
-def _check_second_starts(job: Embed) -> None:
-    """Refuse a job whose pairs are not all there, or would end before they start."""
-    if not job.second_starts:
-        return
-    if len(job.second_starts) != len(job.inputs):
-        raise RequestError(f"there are {len(job.inputs)} inputs, but {len(job.second_starts)} starts of second texts")
-    for token_ids, start in zip(job.inputs, job.second_starts, strict=True):
-        if not 0 <= start <= len(token_ids):
-            raise RequestError(f"a second text starts at {start} in an input of {len(token_ids)} tokens")

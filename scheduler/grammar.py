@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .errors import RequestError
+from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
+INVALID_GRAMMAR = "invalid_grammar"
 MAX_GRAMMAR_BYTES = 1 << 20
 _MAX_CACHED_GRAMMARS = 256
 _MAX_CACHED_BYTES = 512 << 20
@@ -187,7 +189,12 @@ def compile_template(tokenizer: "LLTokenizer", source: str) -> "LLMatcher":
 
 def invalid_grammar(reason: str) -> RequestError:
     """The error of a grammar that cannot be compiled or followed."""
-    return RequestError(f"the grammar of the output cannot be used: {reason}", code="invalid_grammar")
+    return RequestError(f"the grammar of the output cannot be used: {reason}", code=INVALID_GRAMMAR)
+
+
+def param_of(error: RequestError, params: SamplingParams) -> str | None:
+    """The request field that an error of a job names."""
+    return error.param or (params.grammar_param if error.code == INVALID_GRAMMAR else "") or None
 
 
 def _short(message: str) -> str:

@@ -49,6 +49,8 @@ class SamplingParams:
     """The same for the prompt's tokens, each given those before it."""
     grammar: str = ""
     """llguidance grammar (JSON or Lark) that the output must match; empty: none. Masks the logits before any draw."""
+    grammar_param: str = ""
+    """Request field that errors about the grammar name."""
 
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, value: object, wants: str) -> None:

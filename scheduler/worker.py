@@ -23,7 +23,7 @@ from .compiling import GrammarQueue
 from .config import ModelSpec, WorkerConfig
 from .engine import Engine, Runner, StepResult
 from .errors import ModelLoadError, RequestError, UnknownModelError
-from .grammar import Grammar
+from .grammar import Grammar, param_of
 from .launch import load_config
 from .loader import ModelLoader
 from .messages import (
@@ -227,7 +227,8 @@ class Worker:
 
     def _refuse(self, client: bytes, job: Submit | Embed, error: RequestError) -> None:
         status = 404 if isinstance(error, UnknownModelError) else 400
-        failure = JobError(error.message, error.code, error.param, status)
+        param = param_of(error, job.sampling) if isinstance(job, Submit) else error.param
+        failure = JobError(error.message, error.code, param, status)
         refused = StepOutputs([], [], self.engine.stats(), 0.0, 0)
         if isinstance(job, Submit):
             refused.outputs.append(RequestOutput(job.request_id, [], finish_reason="error", error=failure))

@@ -80,14 +80,15 @@ class CompletionHandler:
         started = time.monotonic()
         served, ready = await self.services.find(body.model, "generate", ttl=body.ttl)
         prompts = await read_prompts(body, served, ready)
-        grammar = await _grammar(body)
+        grammar, grammar_param = await _grammar(body)
         request_id = f"cmpl-{uuid.uuid4().hex}"
         now = time.time()
         per_prompt = max(body.n, body.best_of or 0)
         seed = body.seed
         choices = []
         for number, prompt in enumerate(prompts):
-            sampling = replace(_sampling(body, served, ready, prompt), grammar=grammar)
+            sampling = _sampling(body, served, ready, prompt)
+            sampling = replace(sampling, grammar=grammar, grammar_param=grammar_param)
             seed = sampling.seed if seed is None else seed  # one seed for the request, drawn or given
             for index in range(number * per_prompt, (number + 1) * per_prompt):
                 job = Submit(
@@ -176,10 +177,12 @@ def _sampling(body: CompletionBody, served: ServedModel, ready: ModelReady, prom
     return resolve_sampling(wishes, served.defaults, ready, room=token_room(ready, len(prompt.token_ids), prompt.param))
 
 
-async def _grammar(body: CompletionBody) -> str:
-    """What the choices' texts must match; empty: anything."""
+async def _grammar(body: CompletionBody) -> tuple[str, str]:
+    """What the choices' texts must match, and the field that says so; empty: anything."""
     wanted = resolve_output_format(body)
-    return await off_loop(len(wanted.source), lambda: grammar_of(wanted)) if wanted is not None else ""
+    if wanted is None:
+        return "", ""
+    return await off_loop(len(wanted.source), lambda: grammar_of(wanted)), wanted.param
 
 
 def _best(completion: Completion, results: list[_Text]) -> list[int]:

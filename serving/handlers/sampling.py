@@ -59,7 +59,13 @@ def wishes_of(body: SamplingBody, *, max_tokens: int | None, logprobs: int | Non
 
 
 def resolve_sampling(
-    wishes: SamplingWishes, defaults: GenerationDefaults, ready: ModelReady, *, room: int, grammar: str = ""
+    wishes: SamplingWishes,
+    defaults: GenerationDefaults,
+    ready: ModelReady,
+    *,
+    room: int,
+    grammar: str = "",
+    grammar_param: str = "",
 ) -> SamplingParams:
     """Complete parameters of the first choice; further choices differ in their seed (`choice_seed`).
 
@@ -69,6 +75,7 @@ def resolve_sampling(
         ready: the model, for the range of token ids.
         room: what `token_room` says.
         grammar: see SamplingParams.
+        grammar_param: likewise.
 
     Raises:
         ApiError: a token id outside the vocabulary, or min_tokens above the limit of tokens.
@@ -101,6 +108,7 @@ def resolve_sampling(
         logprobs=wishes.logprobs,
         prompt_logprobs=wishes.prompt_logprobs,
         grammar=grammar,
+        grammar_param=grammar_param,
     )
 
 

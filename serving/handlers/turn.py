@@ -92,6 +92,7 @@ async def prepare_turn(services: Services, request: TurnRequest) -> Turn:
         served.defaults,
         ready,
         grammar=prompt.grammar,
+        grammar_param=prompt.tools.grammar_param,
         room=token_room(ready, len(prompt.token_ids), request.param),
     )
     shown = prompt.tools.shown_tokens()

@@ -88,6 +88,12 @@ class TurnTools:
         return calls_in_text_grammar(calls, frame, self.tokens)
 
     @property
+    def grammar_param(self) -> str:
+        """The request field that errors about the grammar name."""
+        wanted = self.request.output_format
+        return "tools" if wanted is None else wanted.param
+
+    @property
     def _is_harmony(self) -> bool:
         """Such answers are a row of messages, whether there are tools or not."""
         return isinstance(self.format, HarmonyFormat)

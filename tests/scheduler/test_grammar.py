@@ -202,7 +202,7 @@ def test_a_bad_grammar_is_refused_and_nothing_is_queued(engine: Engine, grammar:
 
 def test_a_grammar_that_grows_too_costly_ends_its_own_job(engine: Engine) -> None:
     rules = "\n".join(f"r{level}: r{level + 1} r{level + 1}" for level in range(30))
-    costly = make_job(PROMPT, max_tokens=40, grammar=f'start: r0\n{rules}\nr30: "a"')
+    costly = make_job(PROMPT, max_tokens=40, grammar=f'start: r0\n{rules}\nr30: "a"', grammar_param="regex")
     other = make_job(PROMPT, max_tokens=5, grammar=WORDS)
     expected = run(engine, [make_job(PROMPT, max_tokens=5, grammar=WORDS)])
     engine.add(costly)
@@ -213,7 +213,7 @@ def test_a_grammar_that_grows_too_costly_ends_its_own_job(engine: Engine) -> Non
     (failed,) = (output for output in outputs if output.error)
     assert failed.request_id == costly.request_id
     assert failed.error is not None
-    assert (failed.error.code, failed.error.status) == ("invalid_grammar", 400)
+    assert (failed.error.code, failed.error.status, failed.error.param) == ("invalid_grammar", 400, "regex")
     assert [tokens_of([output for output in outputs if output.request_id == other.request_id])] == expected
 
 

@@ -45,7 +45,9 @@ def client(worker: WorkerProcess) -> Iterator[Client]:
 
 
 def job(request_id: str, grammar: str, *, model: str = "m", max_tokens: int = 8) -> Submit:
-    params = SamplingParams(max_tokens=max_tokens, seed=0, grammar=grammar, ignore_eos=not grammar)
+    params = SamplingParams(
+        max_tokens=max_tokens, seed=0, grammar=grammar, grammar_param="tools", ignore_eos=not grammar
+    )
     return Submit(request_id, model, [50, 60, 70], params, time.time())
 
 
@@ -73,7 +75,7 @@ def test_refusals_are_of_their_own_job(client: Client) -> None:
     client.send(job("deep again", DEEP))
     error = client.outputs_until_end("deep again")[-1].error
     assert error is not None
-    assert (error.code, error.status) == ("invalid_grammar", 400)
+    assert (error.code, error.status, error.param) == ("invalid_grammar", 400, "tools")
 
 
 def test_a_job_is_cancelled_while_its_grammar_is_compiled(client: Client, worker: WorkerProcess) -> None:
