@@ -75,7 +75,7 @@ class Settings(BaseSettings):
     )
     default_model: str = Field(
         default="",
-        description="the chat model that answers to unknown names and to none; without it they are errors",
+        description="the chat model that answers to names that are not known here; without it they are errors",
         json_schema_extra=_metavar("NAME"),
     )
     default_embedding_model: str = Field(
