@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_tool_formats import FORMATS, MARKERS, parse
+from test_tool_formats import BEGIN, BEGINS, FORMATS, MARKERS, SEP, parse
 
 from penstock.serving.text.marker_search import MarkerSearch
 from penstock.serving.text.tool_formats.json_scanner import JsonScanner
@@ -25,6 +25,8 @@ FRAGMENTS = (
         "patch",
         "who",
         '", "arguments": ',
+        *('<tool_call>{"name": "weather", "arguments": ', "[TOOL_CALLS]weather", "<tool_call>\n<function=weather>\n"),
+        f"{BEGINS}{BEGIN}weather{SEP}",
     ),
     *('{"city": "Ro', 'me"}', "}", "]", "[", "{", ", ", '"', "\\", "\n", " ", "text", "function", "```json\n", "\n```"),
     *("<function=weather>", "<parameter=city>", "\n</parameter>", "</function>", "analysis", "commentary", "final"),
@@ -56,7 +58,7 @@ def test_a_json_value_ends_where_it_ends(value: Any, rest: str, indent: int) -> 
 @pytest.mark.parametrize("text", ["{,", "[1 2", '{"a" 1', "{1", "]", "[}", "tru,", "01 ", "[1,]", "{'a'", "- "])
 def test_what_is_no_json_is_noticed(text: str) -> None:
     for pieces in ([text], list(text)):
-        with pytest.raises(ValueError, match=r"place|cut off"):
+        with pytest.raises(ValueError, match=r"place|no value"):
             follow(pieces)
 
 

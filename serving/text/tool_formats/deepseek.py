@@ -97,7 +97,6 @@ class DeepSeekReader:
         self._arguments = JsonArguments()
         self._begun = False
         self._any_call = False
-        self._broken = False
         self._end = MarkerSearch([_CALL_END, _END])
 
     def feed(self, text: str) -> tuple[list[Piece], str]:
@@ -105,19 +104,17 @@ class DeepSeekReader:
         if self._head is not None:
             return self._feed_head(self._head + text)
         pieces: list[Piece] = []
-        if not self._arguments.is_complete and not self._broken:
-            try:
-                pieces, text = self._arguments.feed(text)
-            except ValueError:
-                self._broken = True
-        if not self._arguments.is_complete and not self._broken:
+        arguments = self._arguments
+        if not arguments.is_complete and not arguments.is_broken:
+            pieces, text = arguments.feed(text)
+        if not arguments.is_complete and not arguments.is_broken:
             return pieces, text
         before, marker, after = self._end.feed(text)
-        if self._broken and before:
+        if arguments.is_broken and before:
             pieces.append(CallPart(before))
         if marker is not None:
             pieces.append(CallFinish())
-            self._head, self._begun, self._broken, self._arguments = "", False, False, JsonArguments()
+            self._head, self._begun, self._arguments = "", False, JsonArguments()
             self.is_over = marker == _END
         return pieces, after
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from ..marker_search import MarkerSearch
 from ..pieces import CallBegin, CallFinish, CallPart, Piece
 from .block_parser import NoCallError
-from .json_scanner import JsonScanner
+from .json_scanner import JsonFaultError, JsonScanner
 
 _NAME_KEYS = frozenset({"name", "tool_name"})
 _ARGUMENT_KEYS = frozenset({"arguments", "parameters", "args"})
@@ -20,48 +20,48 @@ class JsonArguments:
 
     Attributes:
         is_complete: the arguments have ended.
+        is_broken: they are no JSON any more.
     """
 
     def __init__(self) -> None:
-        self.is_complete = False
+        self.is_complete = self.is_broken = False
         self._scanner = JsonScanner()
+        self._is_string = False
         self._string = ""
-        self._first = ""
-
-    @property
-    def has_begun(self) -> bool:
-        """Whether there was more than white space."""
-        return bool(self._first)
+        self._has_begun = False
 
     def feed(self, text: str) -> tuple[list[Piece], str]:
-        """Take more text; return what comes of it and what is left after the arguments.
+        """Take more text, at first one that `can_begin`.
 
-        Raises:
-            NoCallError: the arguments are no object.
-            ValueError: they are no JSON any more.
+        Returns:
+            What comes of it, and what is left after the arguments or from where they are broken.
         """
-        if not self._first:
-            text = text.lstrip()
-            self._first = text[:1]
-            if self._first not in ("", "{", '"'):
-                raise NoCallError("arguments are an object")
-        end = self._scanner.feed(text)
+        if not self._has_begun:
+            self._has_begun = True
+            self._is_string = text.startswith('"')
+        try:
+            end = self._scanner.feed(text)
+        except JsonFaultError as fault:
+            self.is_broken, end = True, fault.at
         self.is_complete = self._scanner.complete
-        if self._first != '"':
+        if not self._is_string:
             return [CallPart(text[:end])] if end else [], text[end:]
         self._string += text[:end]
         return [CallPart(_decoded(self._string))] if self.is_complete else [], text[end:]
 
+    @staticmethod
+    def can_begin(text: str) -> bool:
+        """Whether arguments begin with this text."""
+        return text.startswith(("{", '"'))
+
 
 def _decoded(string: str) -> str:
-    """The text in a JSON string, if that is an object."""
-    text = json.loads(string, strict=False)
+    """The text in a JSON string, if that is an object; else the string, for the client to judge."""
     try:
-        if isinstance(json.loads(text, strict=False), dict):
-            return str(text)
+        text = json.loads(string, strict=False)
+        return str(text) if isinstance(json.loads(text, strict=False), dict) else string
     except ValueError:
-        pass
-    raise NoCallError("the string holds no object")
+        return string
 
 
 class JsonCall:
@@ -96,15 +96,12 @@ class JsonCall:
         """
         pieces: list[Piece] = []
         try:
-            while text and not self.is_over:
-                if self._wants == "arguments" and not self._arguments.has_begun:
-                    text = text.lstrip()
+            while text and not self.is_over and not self.is_broken:
                 text = self._step(text, pieces)
         except ValueError as error:
             if not self.has_begun:
                 raise NoCallError(str(error)) from None
-            self.is_broken = True
-            self.drops_rest = self._arguments.is_complete
+            self.is_broken, self.drops_rest = True, self._arguments.is_complete or not self._any_arguments
         return pieces, text
 
     def finish(self, *, complete: bool) -> list[Piece]:
@@ -129,15 +126,29 @@ class JsonCall:
                 self._end_scan(pieces)
             return text[end:]
         if self._wants == "arguments":
-            new, rest = self._arguments.feed(text)
-            (pieces if self.has_begun else self._early).extend(new)
-            if self._arguments.is_complete:
-                self._wants = "comma"
-            return rest
+            return self._feed_arguments(text, pieces)
         text = text.lstrip()
         if text and self._structure(text[0], pieces):
             return text[1:]
         return text
+
+    def _feed_arguments(self, text: str, pieces: list[Piece]) -> str:
+        if not self._any_arguments:
+            text = text.lstrip()
+            if text and not self._arguments.can_begin(text):
+                self._wants = "other"  # null, for no arguments
+            self._any_arguments = self._wants == "arguments" and bool(text)
+            if not self._any_arguments:
+                return text
+        new, rest = self._arguments.feed(text)
+        (pieces if self.has_begun else self._early).extend(new)
+        if self._arguments.is_broken:
+            if not self.has_begun:
+                raise NoCallError("the arguments are no JSON")
+            self.is_broken = True
+        elif self._arguments.is_complete:
+            self._wants = "comma"
+        return rest
 
     def _structure(self, character: str, pieces: list[Piece]) -> bool:
         """Take one character of the object's frame; False: it begins what comes next."""
@@ -162,7 +173,6 @@ class JsonCall:
         if self._key in _NAME_KEYS and not self.has_begun:
             return "name"
         if self._key in _ARGUMENT_KEYS and not self._any_arguments:
-            self._any_arguments = True
             return "arguments"
         return "other"
 

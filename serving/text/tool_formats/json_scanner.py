@@ -8,6 +8,19 @@ _STRING_END = re.compile(r'["\\]')
 _SPACE = " \t\n\r"
 
 
+class JsonFaultError(ValueError):
+    """The text is no JSON.
+
+    Args:
+        message: why.
+        at: index of the first character at fault.
+    """
+
+    def __init__(self, message: str, at: int) -> None:
+        super().__init__(message)
+        self.at = at
+
+
 class JsonScanner:
     """One value. Line breaks within strings pass, since models write them; all else must be JSON.
 
@@ -29,7 +42,7 @@ class JsonScanner:
             The index after what belongs to the value.
 
         Raises:
-            ValueError: it is no JSON.
+            JsonFaultError: it is no JSON.
         """
         while at < len(text) and not self.complete:
             if self._wants == "string":
@@ -48,45 +61,37 @@ class JsonScanner:
                 if text[at] in _ATOM_CHARACTERS:
                     self._atom += text[at]
                     at += 1
+                elif _ATOM.fullmatch(self._atom):
+                    self._end_value()
                 else:
-                    self.finish()
+                    raise JsonFaultError(f"{self._atom!r} is no value", at)
             else:
-                if text[at] not in _SPACE:
-                    self._structure(text[at])
+                if text[at] not in _SPACE and not self._take(text[at]):
+                    raise JsonFaultError(f"{text[at]!r} has no place here", at)
                 at += 1
         return at
 
-    def finish(self) -> None:
-        """The text has ended here, which may complete a number.
-
-        Raises:
-            ValueError: the value is not complete.
-        """
-        if self._wants == "atom" and _ATOM.fullmatch(self._atom):
-            self._end_value()
-        elif not self.complete:
-            raise ValueError("the value is cut off")
-
-    def _structure(self, character: str) -> None:
+    def _take(self, character: str) -> bool:
+        """Take a character outside of strings and numbers; False: it has no place here."""
         if self._wants == "more":
             if character == ",":
                 self._wants = "key" if self._closers[-1] == "}" else "value"
-                return
+                return True
         elif self._wants == "colon":
             if character == ":":
                 self._wants = "value"
-                return
+                return True
         elif self._wants in ("key", "first_key"):
             if character == '"':
                 self._wants, self._string_is_key = "string", True
-                return
+                return True
         elif self._begin_value(character):
-            return
+            return True
         if self._wants in ("more", "first_key", "first_value") and self._closers and character == self._closers[-1]:
             self._closers.pop()
             self._end_value()
-            return
-        raise ValueError(f"{character!r} has no place here")
+            return True
+        return False
 
     def _begin_value(self, character: str) -> bool:
         if character == '"':

@@ -70,7 +70,7 @@ class MistralReader:
         self._array: JsonCallsReader | None = None
         self._arguments: JsonArguments | None = None
         self._head = ""
-        self._broken = self._done = False
+        self._done = False
 
     @property
     def is_over(self) -> bool:
@@ -108,12 +108,8 @@ class MistralReader:
         return [CallFinish()] if complete else []
 
     def _feed_arguments(self, arguments: JsonArguments, text: str) -> tuple[list[Piece], str]:
-        try:
-            pieces, rest = arguments.feed(text)
-        except ValueError:  # no JSON any more; where it should have ended nobody knows
-            self._done = True
-            return [CallFinish()], text
-        if arguments.is_complete:
+        pieces, rest = arguments.feed(text)
+        if arguments.is_complete or arguments.is_broken:  # where the broken ones should have ended nobody knows
             self._done = True
             pieces.append(CallFinish())
         return pieces, rest
