@@ -42,6 +42,8 @@ agents: install $(NPM)/node_modules  ## test with the JavaScript clients and cod
 
 $(NPM)/node_modules: tests/e2e/js/package.json
 	npm install --prefix $(NPM) --no-package-lock --no-audit --no-fund
+	cd $(NPM) && node node_modules/@anthropic-ai/claude-code/install.cjs  # newer npms leave this to the caller
+	cd $(NPM) && node node_modules/opencode-ai/postinstall.mjs
 	@touch $@
 
 bench: install  ## measure the server on this machine, which should be idle otherwise
