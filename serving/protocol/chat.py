@@ -2,9 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, FailFast, Field, model_validator
+from pydantic import BeforeValidator, FailFast, Field, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from .body import RequestBody, invalid
+from .description import accept_refusals
 from .generation import GenerationBody, MaxTokens
 from .metadata import Metadata
 from .other_fields import CALL, CHAT, MESSAGE, PART
@@ -35,6 +37,13 @@ class ContentPart(RequestBody):
     type: Literal["text", "refusal"]
     text: str
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """As `_only_text` reads it."""
+        schema = super().__get_pydantic_json_schema__(core_schema, handler)
+        accept_refusals(schema)
+        return schema
+
     @model_validator(mode="before")
     @classmethod
     def _only_text(cls, raw: Any) -> Any:
@@ -50,6 +59,11 @@ class ContentPart(RequestBody):
                 "type",
             )
         return raw
+
+
+Content = Annotated[
+    list[ContentPart], FailFast(), BeforeValidator(_as_parts, json_schema_input_type=str | list[ContentPart])
+]
 
 
 class FunctionCall(RequestBody):
@@ -92,7 +106,7 @@ class ChatMessage(RequestBody):
     other_fields = MESSAGE
 
     role: Role
-    content: Annotated[list[ContentPart], FailFast(), BeforeValidator(_as_parts)] = Field(default_factory=list)
+    content: Content = Field(default_factory=list)
     """A string becomes one text part."""
     name: str | None = None
     refusal: str | None = None

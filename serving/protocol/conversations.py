@@ -1,11 +1,11 @@
 """The bodies of the conversation routes."""
 
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, TypeAdapter, WithJsonSchema, model_validator
 
 from .body import RequestBody, invalid
-from .metadata import Metadata
+from .metadata import Metadata, MetadataForm
 from .responses.items import CompactionTrigger, Items
 
 MAX_NEW_ITEMS = 20
@@ -50,7 +50,7 @@ class NewItemsBody(_WithItems):
 class MetadataBody(RequestBody):
     """An update of something's metadata, the only thing of it that can change."""
 
-    metadata: Metadata
+    metadata: Annotated[Metadata, WithJsonSchema(TypeAdapter(MetadataForm | None).json_schema())]
     """null: none from now on."""
 
     @model_validator(mode="before")

@@ -17,8 +17,8 @@ JsonSchema = dict[str, Any]
 def complete(schema: JsonSchema, kind: "type[RequestBody]") -> None:
     """Add to a request object's schema what pydantic does not know of it.
 
-    null means absent, so every field that may be absent may be null. Tolerated fields are described with the values
-    that they may have; refused ones are left out, as fields that nobody knows are.
+    null means absent, so every field that may be absent may be null, even one that nobody knows. Tolerated fields are
+    described with the values that they may have; refused ones are left out, as unknown ones are.
 
     Args:
         schema: what pydantic says; changed in place.
@@ -28,6 +28,7 @@ def complete(schema: JsonSchema, kind: "type[RequestBody]") -> None:
     required = set(schema.get("required", ()))
     for name, own in properties.items():
         own.pop("title", None)  # the name once more
+        own = _with_any_of(own)
         properties[name] = own if name in required else _or_null(own)
     for name, description in field_descriptions(kind).items():
         if name in properties:
@@ -36,7 +37,34 @@ def complete(schema: JsonSchema, kind: "type[RequestBody]") -> None:
         if name not in properties and (tolerated := fate.schema()) is not None:
             properties[name] = tolerated
     schema["properties"] = dict(sorted(properties.items(), key=lambda item: item[0] not in required))
-    schema["additionalProperties"] = False
+    schema["additionalProperties"] = {"type": "null"}
+
+
+def accept_refusals(schema: JsonSchema) -> None:
+    """Let a text part of this schema be `{"type": "refusal", "refusal": ...}` too; changes it in place."""
+    text = dict(schema)
+    properties: JsonSchema = text["properties"]
+    kinds = [kind for kind in properties["type"]["enum"] if kind != "refusal"]
+    others = {name: own for name, own in properties.items() if name not in ("type", "text")}
+    refusal = {"type": {"const": "refusal"}, "refusal": {"type": "string"}} | others
+    schema.clear()
+    schema["anyOf"] = [
+        text | {"properties": properties | {"type": {"enum": kinds}}},
+        {"type": "object", "properties": refusal, "required": ["type", "refusal"]}
+        | {"additionalProperties": {"type": "null"}},
+    ]
+
+
+def _with_any_of(schema: Any) -> Any:
+    """The schema with anyOf for oneOf: which alternative an object is, is told by more than its being the only one."""
+    if isinstance(schema, list):
+        return [_with_any_of(item) for item in schema]
+    if not isinstance(schema, dict):
+        return schema
+    changed = {key: _with_any_of(value) for key, value in schema.items() if key != "discriminator"}
+    if "oneOf" in changed:
+        changed["anyOf"] = changed.pop("oneOf")
+    return changed
 
 
 def _or_null(schema: JsonSchema) -> JsonSchema:

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import PlainValidator
+from pydantic import Field, PlainValidator
 
 from .body import invalid
 from .explain import preview
@@ -38,5 +38,8 @@ def _check(value: Any) -> dict[str, str]:
     return value
 
 
-Metadata = Annotated[dict[str, str], PlainValidator(_check)]
+_Key = Annotated[str, Field(max_length=MAX_KEY_LENGTH)]
+_Value = Annotated[str, Field(max_length=MAX_VALUE_LENGTH)]
+MetadataForm = Annotated[dict[_Key, _Value], Field(max_length=MAX_PAIRS)]
+Metadata = Annotated[dict[str, str], PlainValidator(_check, json_schema_input_type=MetadataForm)]
 """At most 16 pairs of short strings."""

@@ -32,7 +32,7 @@ Choices = Annotated[list[FormatText], Field(min_length=1, max_length=1024)]
 Schema = Annotated[Any, PlainValidator(_check_schema, json_schema_input_type=dict[str, Any] | bool)]
 SchemaOrText = Annotated[Any, PlainValidator(_check_schema_or_text, json_schema_input_type=dict[str, Any] | bool | str)]
 """Or the schema as JSON text, which vLLM takes."""
-Strict = Annotated[bool, BeforeValidator(_as_bool)]
+Strict = Annotated[bool, BeforeValidator(_as_bool, json_schema_input_type=bool | Literal["true", "false"])]
 FormatName = Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 
 

@@ -126,6 +126,9 @@ def _operation(route: APIRoute, operation: Operation, schemas: "_Schemas") -> di
     }
     responses["4XX"] = {"description": "The request is at fault; `param` and `code` say where and why."} | error
     responses["5XX"] = {"description": "The server is at fault, or not ready; Retry-After says when it may be."} | error
+    if operation.unavailable is not None:
+        schema = schemas.of(operation.unavailable, "serialization")
+        responses["503"] = {"description": "The worker is gone.", "content": {JSON: {"schema": schema}}}
     described: dict[str, Any] = {
         "summary": operation.summary,
         "tags": [operation.tag],
@@ -141,6 +144,8 @@ def _operation(route: APIRoute, operation: Operation, schemas: "_Schemas") -> di
 
 def _error_of(path: str) -> Any:
     form = form_of({"type": "http", "path": path, "headers": []})
+    if path.startswith("/v1/models"):
+        return OpenAIError | AnthropicError  # by the version header
     return AnthropicError if form is ANTHROPIC else LMStudioError if form is LM_STUDIO else OpenAIError
 
 
@@ -149,10 +154,12 @@ class _Schemas:
 
     def __init__(self, operations: Sequence[Operation]) -> None:
         inputs = [body for operation in operations for body in (*operation.bodies, operation.query)]
-        outputs = [kind for operation in operations for kind in (operation.answer, operation.events)]
+        outputs = [
+            kind for operation in operations for kind in (operation.answer, operation.events, operation.unavailable)
+        ]
         modes: dict[_Mode, list[Any]] = {
             "validation": inputs,
-            "serialization": [*outputs, OpenAIError, AnthropicError, LMStudioError],
+            "serialization": [*outputs, OpenAIError, AnthropicError, LMStudioError, OpenAIError | AnthropicError],
         }
         kinds = {(repr(kind), mode): kind for mode, all_ in modes.items() for kind in all_ if kind is not None}
         schemas, shared = TypeAdapter.json_schemas(

@@ -29,6 +29,8 @@ class Operation:
     """The type of a streamed event's data; None: the route does not stream."""
     statuses: tuple[int, ...] = (200,)
     """Of answers that are no errors."""
+    unavailable: Any = None
+    """The type of the answer with status 503 where it is not an error's."""
 
 
 def documented(
@@ -41,6 +43,7 @@ def documented(
     media_type: str = JSON,
     events: Any = None,
     statuses: tuple[int, ...] = (200,),
+    unavailable: Any = None,
 ) -> dict[str, Any]:
     """The keyword arguments of a FastAPI route that carry an `Operation`, whose fields these are."""
     operation = Operation(
@@ -52,5 +55,6 @@ def documented(
         media_type=media_type,
         events=events,
         statuses=statuses,
+        unavailable=unavailable,
     )
     return {"response_model": None, "openapi_extra": {OPERATION: operation}}

@@ -6,7 +6,7 @@ from starlette.responses import Response
 
 from ..errors import RETRY_AFTER_SECONDS
 from ..handlers.services import Services
-from ..protocol.answers.server import Health, Root
+from ..protocol.answers.server import DeadWorker, Health, Root
 from .operation import documented
 
 _READ = ["GET", "HEAD"]
@@ -27,7 +27,9 @@ def status_router(services: Services) -> APIRouter:
             "docs": "/docs",
         }
 
-    @router.api_route("/health", methods=_READ, **documented("How the server is", tag="Server", answer=Health))
+    @router.api_route(
+        "/health", methods=_READ, **documented("How the server is", tag="Server", answer=Health, unavailable=DeadWorker)
+    )
     async def health() -> Response:
         """200 while the worker lives, even when it is still loading; 503 once it is gone."""
         if engine.death is not None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+from conformance import Conformance
 from fastapi import FastAPI
 from openai import AsyncOpenAI
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
@@ -300,6 +301,8 @@ class Front:
         shelf: the models' text sides, for tests to change before they are used.
     """
 
+    conformance: Conformance | None = None
+
     def __init__(self, *, database: Database | None = None, **app_options: Any) -> None:
         self.shelf = tiny_shelf()
         self.engine = FakeEngine(self.shelf[CHAT].tokenizer)
@@ -316,13 +319,23 @@ class Front:
             **app_options,
         )
         self.http = httpx2.AsyncClient(
-            transport=httpx2.ASGITransport(self.app, raise_app_exceptions=False), base_url="http://front"
+            transport=httpx2.ASGITransport(self.app, raise_app_exceptions=False),
+            base_url="http://front",
+            event_hooks={"response": [self._check]},
         )
 
     def put(self, served: ServedModel) -> None:
         """Put a model of any kind on the shelf."""
         self.shelf[served.name] = served
         self.registry._cards[served.name] = tiny_card(served)
+
+    async def _check(self, response: httpx2.Response) -> None:
+        """Hold an exchange against /openapi.json, which is made once: that takes a second."""
+        if Front.conformance is None:
+            transport = httpx2.ASGITransport(self.app)
+            async with httpx2.AsyncClient(transport=transport, base_url="http://front") as http:
+                Front.conformance = Conformance((await http.get("/openapi.json")).json())
+        await Front.conformance.check(response)
 
     @property
     def openai(self) -> AsyncOpenAI:

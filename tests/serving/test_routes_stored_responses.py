@@ -7,6 +7,8 @@ import pytest
 from fake_engine import CHAT, Exchange, Front, error, open_front, until
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 
+from penstock.serving.handlers.responses.answer import response_head
+from penstock.serving.protocol.responses.body import ResponseBody
 from penstock.serving.store.database import Database
 from penstock.serving.store.responses import Lease
 
@@ -320,6 +322,11 @@ async def test_every_parameter_that_has_a_use_is_taken() -> None:
         assert (await front.http.get(f"/v1/responses/{made['id']}?{query}")).json() == made
 
 
+def plain_response() -> dict[str, Any]:
+    """A response that nothing has happened to yet."""
+    return response_head(ResponseBody(model=CHAT, input=[]), "resp_1", 1)
+
+
 async def test_thinking_is_sealed_when_it_is_asked_for() -> None:
     async with open_front() as front:
         thought = {
@@ -328,7 +335,7 @@ async def test_thinking_is_sealed_when_it_is_asked_for() -> None:
             "summary": [],
             "content": [{"type": "reasoning_text", "text": "hm"}],
         }
-        response = {"id": "resp_1", "created_at": 1, "model": CHAT, "status": "completed", "output": [thought]}
+        response = plain_response() | {"status": "completed", "output": [thought]}
         await front.store.responses.save("", response, [thought])
         url = "/v1/responses/resp_1"
         assert "encrypted_content" not in (await front.http.get(url)).json()["output"][0]
@@ -341,14 +348,7 @@ async def test_thinking_is_sealed_when_it_is_asked_for() -> None:
 
 async def test_a_response_that_another_process_makes_can_be_read_but_not_followed() -> None:
     async with open_front() as front:
-        response = {
-            "id": "resp_1",
-            "created_at": 1,
-            "model": CHAT,
-            "status": "queued",
-            "background": True,
-            "output": [],
-        }
+        response = plain_response() | {"status": "queued", "background": True}
         await front.store.responses.save("", response, [], lease=Lease("another", 1e12))
         assert (await front.http.get("/v1/responses/resp_1")).json()["status"] == "queued"
         error(await front.http.get("/v1/responses/resp_1?stream=true"), 409, "response_made_elsewhere", "response_id")

@@ -52,7 +52,7 @@ class Response(Answer):
     top_p: float | None
     truncation: Literal["auto", "disabled"]
     usage: ResponseUsage | None
-    user: str | None
+    user: str = ""
 
 
 class InputTokens(Answer):

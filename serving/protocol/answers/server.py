@@ -56,3 +56,10 @@ class Health(Answer):
     models: list[str]
     failed: dict[str, str]
     """Why models cannot be served, by id."""
+
+
+class DeadWorker(Answer):
+    """The server cannot serve."""
+
+    status: Literal["dead"]
+    reason: str

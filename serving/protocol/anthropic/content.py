@@ -83,7 +83,8 @@ def _as_blocks(value: Any) -> Any:
 
 
 _KINDS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
-Texts = Annotated[list[Annotated[TextBlock, BeforeValidator(_only_text)]], FailFast(), BeforeValidator(_as_blocks)]
+_Texts = list[Annotated[TextBlock, BeforeValidator(_only_text)]]
+Texts = Annotated[_Texts, FailFast(), BeforeValidator(_as_blocks, json_schema_input_type=str | _Texts)]
 """Text blocks; a string becomes one."""
 
 
@@ -119,7 +120,7 @@ class InputMessage(RequestBody):
     """One message; `system` may stand anywhere among the others."""
 
     role: Literal["user", "assistant", "system"]
-    content: Annotated[list[Block], FailFast(), BeforeValidator(_as_blocks)]
+    content: Annotated[list[Block], FailFast(), BeforeValidator(_as_blocks, json_schema_input_type=str | list[Block])]
 
     @model_validator(mode="after")
     def _blocks_fit_the_role(self) -> "InputMessage":

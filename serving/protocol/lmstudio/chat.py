@@ -25,13 +25,14 @@ def _as_parts(value: Any) -> Any:
     return [{"type": "message", "content": value}] if isinstance(value, str) else value
 
 
+_Parts = Annotated[list[Annotated[TextPart, BeforeValidator(_only_text)]], Field(min_length=1)]
+
+
 class NativeChatBody(RequestBody):
     """POST /api/v1/chat."""
 
     model: str
-    input: Annotated[list[Annotated[TextPart, BeforeValidator(_only_text)]], FailFast(), BeforeValidator(_as_parts)] = (
-        Field(min_length=1)
-    )
+    input: Annotated[_Parts, FailFast(), BeforeValidator(_as_parts, json_schema_input_type=str | _Parts)]
     system_prompt: str | None = None
     integrations: list[Any] = Field(default_factory=list)
     stream: bool = False

@@ -116,7 +116,9 @@ class _Context(_History):
     reasoning: Reasoning = Reasoning()
     text: TextConfig = TextConfig()
     truncation: Literal["auto", "disabled"] = "disabled"
-    conversation: Annotated[ConversationId | None, BeforeValidator(_as_conversation)] = None
+    conversation: Annotated[
+        ConversationId | None, BeforeValidator(_as_conversation, json_schema_input_type=str | ConversationId | None)
+    ] = None
 
     @model_validator(mode="after")
     def _one_history(self) -> Any:

@@ -2,7 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag, TypeAdapter, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    FailFast,
+    Field,
+    GetJsonSchemaHandler,
+    Tag,
+    TypeAdapter,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from ..body import RequestBody, invalid
 from ..explain import preview
@@ -120,6 +130,11 @@ class UnknownItem(RequestBody):
 
     type: Literal["(unknown)"]
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Nothing is valid."""
+        return {"not": {}}
+
     @model_validator(mode="before")
     @classmethod
     def _refuse(cls, raw: Any) -> Any:
@@ -180,7 +195,8 @@ def _as_items(value: Any) -> Any:
     return value
 
 
-Items = Annotated[list[Item], FailFast(), Field(max_length=MAX_ITEMS), BeforeValidator(_as_items)]
+_Items = Annotated[list[Item], Field(max_length=MAX_ITEMS)]
+Items = Annotated[_Items, FailFast(), BeforeValidator(_as_items, json_schema_input_type=str | _Items)]
 """A string becomes one user message."""
 
 ITEMS: TypeAdapter[list[Item]] = TypeAdapter(Items)

@@ -2,9 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, FailFast, model_validator
+from pydantic import BeforeValidator, FailFast, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from ..body import RequestBody, invalid
+from ..description import accept_refusals
 from ..explain import preview
 from .fates import PART
 
@@ -18,6 +20,13 @@ class TextPart(RequestBody):
 
     type: Literal["input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text"]
     text: str
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """As `_only_text` reads it."""
+        schema = super().__get_pydantic_json_schema__(core_schema, handler)
+        accept_refusals(schema)
+        return schema
 
     @model_validator(mode="before")
     @classmethod
@@ -44,6 +53,13 @@ class OutputPart(RequestBody):
     type: Literal["input_text", "output_text", "text", "input_image", "input_file"]
     text: str = ""
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """As `_describe` reads it."""
+        schema = super().__get_pydantic_json_schema__(core_schema, handler)
+        schema["additionalProperties"] = True
+        return schema
+
     @model_validator(mode="before")
     @classmethod
     def _describe(cls, raw: Any) -> Any:
@@ -58,9 +74,11 @@ def _as_list(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-Content = Annotated[list[TextPart], FailFast(), BeforeValidator(_as_list)]
+Content = Annotated[list[TextPart], FailFast(), BeforeValidator(_as_list, json_schema_input_type=str | list[TextPart])]
 """A string becomes one part."""
-Output = Annotated[list[OutputPart], FailFast(), BeforeValidator(_as_list)]
+Output = Annotated[
+    list[OutputPart], FailFast(), BeforeValidator(_as_list, json_schema_input_type=str | list[OutputPart])
+]
 
 
 def text_of(parts: "list[TextPart] | list[OutputPart]") -> str:

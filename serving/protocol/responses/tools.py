@@ -2,7 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, FailFast, Field, StringConstraints, Tag, model_validator
+from pydantic import (
+    BeforeValidator,
+    Discriminator,
+    FailFast,
+    Field,
+    GetJsonSchemaHandler,
+    StringConstraints,
+    Tag,
+    model_validator,
+)
+from pydantic_core import CoreSchema
 
 from ..body import RequestBody, invalid
 from ..explain import preview
@@ -91,6 +101,12 @@ class OtherTool(RequestBody):
     type: str = Field(min_length=1, max_length=64)
     settings: dict[str, Any]
     """All of it, as the client sent it."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Any object whose type is another's."""
+        kind = {"type": "string", "minLength": 1, "maxLength": 64, "not": {"enum": ["function", "custom", "namespace"]}}
+        return {"type": "object", "properties": {"type": kind}, "required": ["type"]}
 
     @model_validator(mode="before")
     @classmethod
