@@ -18,6 +18,7 @@ from .operation import documented
 
 NOT_OFFERED = "x-penstock-tools-not-offered"
 """Names the types of tools that the model does not get since nobody here runs them, such as web_search."""
+MAX_NAMED_TOOLS = 32
 
 
 def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
@@ -53,7 +54,7 @@ def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
                 raise live.error
             answer = json_response(orjson.dumps(response))
         if accepted.not_offered:
-            answer.headers[NOT_OFFERED] = ", ".join(accepted.not_offered)
+            answer.headers[NOT_OFFERED] = ", ".join(accepted.not_offered[:MAX_NAMED_TOOLS])
         return answer
 
     @router.post(

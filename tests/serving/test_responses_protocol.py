@@ -101,6 +101,8 @@ def test_all_kinds_of_tools_and_choices() -> None:
         ),
         ({"input": [{"type": "function_call_output", "output": ""}]}, "missing_required_parameter", None, "call_id"),
         ({"input": [{"type": "compaction_trigger"}, {"id": "x"}]}, "invalid_value", "input.0", "last"),
+        ({"tools": [{"type": "web\nsearch"}]}, "string_pattern_mismatch", "tools.0.type", "tools.0.type"),
+        ({"tools": [{"type": "✓"}]}, "string_pattern_mismatch", "tools.0.type", "tools.0.type"),
         ({"tools": [{"type": "function"}]}, "missing_required_parameter", "tools.0.name", "name"),
         (
             {"tools": [{"type": "namespace", "name": "n", "tools": [{"type": "mcp"}]}]},

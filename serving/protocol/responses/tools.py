@@ -98,7 +98,7 @@ class NamespaceTool(RequestBody):
 class OtherTool(RequestBody):
     """A tool that OpenAI's servers run, such as web_search: accepted, and not offered to the model."""
 
-    type: str = Field(min_length=1, max_length=64)
+    type: Annotated[str, StringConstraints(min_length=1, max_length=64, pattern=r"^[a-zA-Z0-9_.-]+$")]
     settings: dict[str, Any]
     """All of it, as the client sent it."""
 
