@@ -14,6 +14,7 @@ import jsonschema
 import pytest
 from engine_harness import make_engine, make_job
 from llguidance import LLTokenizer
+from openai import BadRequestError, OpenAI
 from random_schemas import random_schema, with_definitions
 from starter_models import smollm2_folder
 from tokenizers import Tokenizer
@@ -23,6 +24,7 @@ from penstock.scheduler.grammar import Grammar, compile_template
 from penstock.serving.text.output_format import OutputFormat, grammar_of
 
 SUITE = Path(__file__).parents[1] / "support" / "json_schema_test_suite.json"
+CHAT = "smollm2-135m-instruct"
 NUM_RANDOM = 200
 MAX_TOKENS = 24
 # What the validator gets wrong itself: it divides floats, and Python's patterns know no properties of characters.
@@ -127,3 +129,22 @@ def test_finished_outputs_of_a_model_validate() -> None:
         except (ValueError, jsonschema.ValidationError) as error:
             pytest.fail(f"{text!r} does not match {json.dumps(schema)}: {error}")
     assert len(finished) > 0.6 * len(schema_of), len(finished)
+
+
+def test_grammars_over_http(client: OpenAI) -> None:
+    """A refusal names the field, for chats and completions; a hostile grammar ends nothing but its request."""
+    deep = "\n".join(f"r{number}: r{number + 1}" for number in range(4000)) + '\nr4000: "deep"\nstart: r0'
+    messages: list[Any] = [{"role": "user", "content": "Say a number."}]
+    for field, value in (("regex", "(?=a)b"), ("grammar", "start: nowhere")):
+        for answer in (
+            lambda body: client.chat.completions.create(model=CHAT, messages=messages, max_tokens=8, extra_body=body),
+            lambda body: client.completions.create(model=CHAT, prompt="A number:", max_tokens=8, extra_body=body),
+        ):
+            with pytest.raises(BadRequestError) as caught:
+                answer({field: value})
+            assert (caught.value.code, caught.value.param) == ("invalid_grammar", field)
+    chat = client.chat.completions.create(model=CHAT, messages=messages, extra_body={"regex": "[1-9][0-9]"})
+    assert chat.choices[0].finish_reason == "stop"
+    assert 10 <= int(chat.choices[0].message.content or "") <= 99
+    completion = client.completions.create(model=CHAT, prompt="A word:", max_tokens=8, extra_body={"grammar": deep})
+    assert completion.choices[0].text == "deep"
