@@ -61,7 +61,10 @@ class TurnTools:
             return self.format.parser(self.callable, self.tokens)
         rest = self.format.parser(self.callable, self.tokens) if self.callable else PlainParser()
         think = self.template.think_markers
-        return rest if think is None else ThinkParser(think, rest, starts_inside=state == "inside")
+        if think is None:
+            return rest
+        are_tokens = bool(self.tokens.among([think.open, think.close]))
+        return ThinkParser(think, rest, starts_inside=state == "inside", are_tokens=are_tokens)
 
     def grammar(self, state: ThinkState) -> str:
         """What the output is held to; "": nothing.

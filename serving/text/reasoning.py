@@ -45,10 +45,14 @@ class ThinkParser:
         markers: the model's.
         rest: takes the text after the thinking.
         starts_inside: the prompt has opened the thinking already.
+        are_tokens: each marker is a token and comes as a piece of its own; one after the thinking is no text.
     """
 
-    def __init__(self, markers: ThinkMarkers, rest: PieceParser, *, starts_inside: bool) -> None:
+    def __init__(
+        self, markers: ThinkMarkers, rest: PieceParser, *, starts_inside: bool, are_tokens: bool = False
+    ) -> None:
         self._markers = markers
+        self._dropped = (markers.open, markers.close) if are_tokens else ()
         self._rest = rest
         self._close = MarkerSearch([markers.close])
         self._state = "inside" if starts_inside else "before"
@@ -70,7 +74,7 @@ class ThinkParser:
             case "gap":
                 return self._feed_gap(text, start)
             case _:
-                return self._rest.feed(text, start)
+                return [] if text in self._dropped else self._rest.feed(text, start)
 
     def finish(self, *, complete: bool) -> list[Piece]:
         """See PieceParser."""

@@ -136,6 +136,17 @@ async def test_control_tokens_reach_the_parser_but_not_the_client() -> None:
         assert (await ask(front))["message"]["content"] == "a  b"
 
 
+async def test_tokens_around_thinking_never_reach_the_client() -> None:
+    async with open_front() as front:
+        tokenizer = front.engine.tokenizer._tokenizer
+        tokenizer.add_special_tokens([AddedToken(marker, special=True) for marker in ("[THINK]", "[/THINK]")])
+        front.engine.tokenizer.table = TokenTable(tokenizer)
+        use_template(front, "{{ messages[0].content }}{# [/THINK] #}")
+        front.engine.text = "[THINK]hm[/THINK]a[/THINK]b[THINK]"
+        message = (await ask(front))["message"]
+        assert (message["reasoning"], message["content"]) == ("hm", "ab")
+
+
 HISTORY = [
     *ASK,
     {
