@@ -27,6 +27,26 @@ async def test_bodies_that_are_no_json_object(path: str, content: bytes) -> None
         assert (await front.chat()).status_code == 200
 
 
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "field",
+    [
+        b'"user": "\\ud800"',
+        b'"seed": 1' + b"0" * 400,
+        b'"metadata": ' + b"[" * 500 + b"]" * 500,
+        b'"metadata": ' + b'{"a":' * 500 + b"1" + b"}" * 500,
+        b'"wand": 1, "wand": 2',
+        b'"model": "' + EMBED.encode() + b'", "model": 5',
+    ],
+    ids=["surrogate", "huge", "arrays", "objects", "twice", "last-wins"],
+)
+async def test_hostile_json_is_a_fault_of_the_request(path: str, field: bytes) -> None:
+    async with open_front() as front:
+        response = await front.http.post(path, content=b"{" + field + b"}")
+        assert response.status_code == 400 and response.json()["error"]["type"] == "invalid_request_error"
+        assert (await front.chat()).status_code == 200
+
+
 @pytest.mark.parametrize("declared", [True, False])
 async def test_too_large_body(declared: bool) -> None:
     async with open_front(max_body_bytes=1000) as front:
