@@ -20,7 +20,7 @@ _BATCH_CHARACTERS = 2**20  # the library's encodings take a hundred bytes a toke
 
 
 async def off_loop(num_characters: int, work: Callable[[], Result]) -> Result:
-    """`work()`, in a thread if its text is long enough to stall other clients; tokenizers release the GIL."""
+    """`work()`, in a thread if its text is long enough to stall other clients."""
     if num_characters <= INLINE_CHARACTERS:
         return work()
     return await asyncio.to_thread(work)
@@ -52,7 +52,7 @@ class TextTokenizer:
 
         Tokenising megabytes takes gigabytes, and such a text is refused anyway.
         """
-        ids: list[int] = self._tokenizer.encode(self._head(text, limit), add_special_tokens=add_special_tokens).ids
+        ids: list[int] = self._encoding(self._head(text, limit), add_special_tokens=add_special_tokens).ids
         return ids
 
     def encode_batch(self, texts: Sequence[str], limit: int) -> list[list[int]]:
@@ -99,7 +99,7 @@ class TextTokenizer:
         return inputs
 
     def _bare(self, text: str, limit: int) -> Encoding:
-        return self._tokenizer.encode(self._head(text, limit), add_special_tokens=False)
+        return self._encoding(self._head(text, limit))
 
     def _head(self, text: str, limit: int) -> str:
         """The text, or its beginning if that has more than `limit` tokens already."""
@@ -117,7 +117,12 @@ class TextTokenizer:
         return text
 
     def _count(self, text: str) -> int:
-        return len(self._tokenizer.encode(text, add_special_tokens=False))
+        return len(self._encoding(text))
+
+    def _encoding(self, text: str, *, add_special_tokens: bool = False) -> Encoding:
+        """One text as a batch: the library's `encode` holds the GIL, seconds for a long text, and a batch does not."""
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return encoding
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Text of token ids."""
