@@ -9,6 +9,7 @@ This process imports neither torch nor transformers.
 
 import asyncio
 import dataclasses
+import gc
 import logging
 import os
 import shutil
@@ -200,6 +201,7 @@ class _Server:
         try:
             await engine.start()
             lifecycle.start()
+            gc.freeze()  # what is here stays; a look through all of it would hold up every stream for a while
             serving = asyncio.create_task(http.run_until_stopped(), name="http")
             status = await self._announce(engine, death, serving)
             if status:

@@ -16,7 +16,6 @@ import orjson
 
 from ..errors import ApiError
 from ..store.database import TOO_LARGE
-from ..store.items import complete_items
 from ..store.responses import Lease
 from ..store.store import Store
 from .recording import Recording
@@ -45,7 +44,7 @@ class ResponseSource(Protocol):
 
     @property
     def input_items(self) -> Sequence[Json]:
-        """What the request adds to the conversation."""
+        """What the request adds to the conversation; complete, as `complete_items` makes them."""
         ...
 
     def events(self) -> AsyncGenerator[Json]:
@@ -87,7 +86,7 @@ class ResponseRun:
         background: bool,
     ) -> None:
         self.response = source.response
-        self.input_items = complete_items(source.input_items)
+        self.input_items = list(source.input_items)
         self.background = background
         self.is_streamed = is_streamed
         self.recording = Recording(forgets=not is_stored)

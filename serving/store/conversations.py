@@ -30,7 +30,7 @@ class ConversationStore:
         """
         conversation_id = f"conv_{uuid.uuid4().hex}"
         created_at = int(time.time())
-        complete = complete_items(items)
+        complete, size = await self._complete(items)
 
         def work(connection: Connection) -> Json:
             now = self._database.clock()
@@ -47,7 +47,7 @@ class ConversationStore:
             _add(connection, principal, position, complete)
             return _conversation(_find(connection, principal, conversation_id))
 
-        return await self._database.write(work, await self._size(complete))
+        return await self._database.write(work, size)
 
     async def get(self, principal: str, conversation_id: str) -> Json:
         """A conversation object.
@@ -88,8 +88,7 @@ class ConversationStore:
         Raises:
             ApiError: 404, there is no such conversation; 413, it would become too large; 503.
         """
-        complete = complete_items(items)
-        size = await self._size(complete)
+        complete, size = await self._complete(items)
 
         def work(connection: Connection) -> list[Json]:
             row = _find(connection, principal, conversation_id)
@@ -160,8 +159,14 @@ class ConversationStore:
 
         return await self._database.write(work)
 
-    async def _size(self, items: list[Json]) -> int:
-        return await self._database.prepare(lambda: len(orjson.dumps(items)))
+    async def _complete(self, items: Sequence[Mapping[str, Any]]) -> tuple[list[Json], int]:
+        """The items as they are stored, and how many bytes they have."""
+
+        def complete() -> tuple[list[Json], int]:
+            completed = complete_items(items)
+            return completed, len(orjson.dumps(completed))
+
+        return await self._database.prepare(complete)
 
 
 def conversation_not_found(conversation_id: str) -> ApiError:

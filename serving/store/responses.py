@@ -10,7 +10,6 @@ import orjson
 from ..errors import ApiError
 from . import objects
 from .database import Database
-from .items import complete_items
 from .objects import Json, Order, Page
 
 UNFINISHED = frozenset({"queued", "in_progress"})
@@ -49,7 +48,7 @@ class ResponseStore:
         Args:
             principal: whose it is.
             response: the response object; its output items have ids.
-            input_items: what this request added to the conversation, nothing of earlier turns.
+            input_items: what this request added to the conversation, nothing of earlier turns; complete ones.
             events: the JSON of every event of its stream, if it may be streamed again.
             lease: for a response that is not finished.
 
@@ -57,11 +56,10 @@ class ResponseStore:
             ApiError: 413, it is too large; 503, the store cannot be used.
         """
         body = {name: value for name, value in response.items() if name != "output"}
-        inputs = complete_items(input_items)
 
         def encode() -> tuple[bytes, int]:
             recorded = zlib.compress(b"\n".join(events), 1) if events else b""
-            return recorded, len(orjson.dumps([response, inputs])) + len(recorded)
+            return recorded, len(orjson.dumps([response, input_items])) + len(recorded)
 
         recorded, size = await self._database.prepare(encode)
 
@@ -77,7 +75,7 @@ class ResponseStore:
                 model=response["model"],
                 metadata=response.get("metadata") or {},
             )
-            objects.add_items(connection, principal, position, "input", inputs)
+            objects.add_items(connection, principal, position, "input", input_items)
             objects.add_items(connection, principal, position, "output", response["output"])
             if recorded:
                 connection.execute("INSERT INTO events VALUES (?, ?)", (position, recorded))

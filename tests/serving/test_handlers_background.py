@@ -29,7 +29,7 @@ class Source:
         self.words = words
         self.closed = False
         self.fail: Exception | None = None
-        self.input_items = [{"role": "user", "content": "hi", "id": f"msg_in_{name}"}]
+        self.input_items = [{"type": "message", "role": "user", "content": [], "id": f"msg_in_{name}"}]
         self.response: dict[str, Any] = {
             "id": name,
             "object": "response",

@@ -6,6 +6,7 @@ from typing import Any
 from ...protocol.lmstudio.chat import NativeChatBody
 from ...protocol.responses.body import ResponseBody
 from ...protocol.responses.items import ITEMS, MessageItem
+from ...store.items import complete_items
 from ...store.store import Store
 from ...text.chat_template import Message
 from ..responses.answer import response_head, usage_object
@@ -71,7 +72,7 @@ class ChatMemory:
             ],
             "usage": usage_object(turn.usage(), 0),
         }
-        await self._store.responses.save(self._principal, response, self._said())
+        await self._store.responses.save(self._principal, response, complete_items(self._said()))
 
     def _said(self) -> list[dict[str, Any]]:
         """The request as input items."""

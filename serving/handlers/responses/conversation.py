@@ -7,6 +7,7 @@ from typing import Any
 from ...errors import ApiError
 from ...protocol.responses.body import InputTokensBody, ResponseBody
 from ...protocol.responses.items import ITEMS, AdditionalToolsItem, CompactionTrigger, Item, ItemReference
+from ...store.items import complete_items
 from ...store.store import Store
 from ...text.chat_template import Message
 from ...text.tokenizer import off_loop
@@ -63,8 +64,8 @@ def _assemble(body: ResponseBody | InputTokensBody, stored: Sequence[Json], foun
     compacts = bool(items) and isinstance(items[-1], CompactionTrigger)
     if compacts:
         messages.append({"role": "user", "content": SUMMARY_REQUEST})
-    new = [stored_item(item) for item in items if not isinstance(item, AdditionalToolsItem | CompactionTrigger)]
-    return Conversation(messages, new, compacts)
+    kept = (stored_item(item) for item in items if not isinstance(item, AdditionalToolsItem | CompactionTrigger))
+    return Conversation(messages, complete_items(kept), compacts)
 
 
 def _resolve(reference: ItemReference, found: Mapping[str, Json], param: str) -> list[Item]:
