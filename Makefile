@@ -38,7 +38,8 @@ check: install  ## lint, format and types
 	$(BIN)/mypy
 
 agents: install $(NPM)/node_modules  ## test with the JavaScript clients and coding agents that npm has
-	PENSTOCK_TEST_NPM=$(NPM) $(BIN)/pytest tests/e2e/test_agents.py tests/e2e/test_codex.py tests/e2e/test_js_clients.py
+	PENSTOCK_TEST_NPM=$(NPM) $(BIN)/pytest tests/e2e/test_agents.py tests/e2e/test_codex.py tests/e2e/test_js_clients.py \
+		tests/serving/test_codex_turns.py tests/serving/test_claude_code_turns.py
 
 $(NPM)/node_modules: tests/e2e/js/package.json
 	npm install --prefix $(NPM) --no-package-lock --no-audit --no-fund

@@ -72,24 +72,29 @@ def ask(url: str, path: str, body: dict[str, object]) -> None:
     urllib.request.urlopen(request, timeout=60).read()
 
 
-def bench(url: str, model: str, name: str, *arguments: str) -> None:
-    """One run of `penstock bench`; the result lands in `RESULTS/name.json`."""
+def bench(url: str, model: str, name: str, *arguments: str, results: Path = RESULTS) -> None:
+    """One run of `penstock bench`; the result lands in `results/name.json`."""
     command = [sys.executable, "-m", "penstock.serving.cli", "bench", "--url", url, "--model", model]
-    subprocess.run([*command, "--json", str(RESULTS / f"{name}.json"), *arguments], check=True)
+    subprocess.run([*command, "--json", str(results / f"{name}.json"), *arguments], check=True)
 
 
 @contextmanager
-def ingest(url: str) -> Iterator[None]:
-    """Sixteen clients that embed batches of long texts without pause, in the background."""
-    command = [sys.executable, "-m", "penstock.serving.cli", "bench", "--url", url, "--model", EMBEDDING_MODEL]
-    command += ["--endpoint", "embeddings", "--concurrency", "16", "--batch-size", "32", "--input-len", "100"]
-    process = subprocess.Popen([*command, "--duration", "600"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+def load_beside(url: str, *arguments: str) -> Iterator[None]:
+    """`penstock bench` without pause in the background."""
+    command = [sys.executable, "-m", "penstock.serving.cli", "bench", "--url", url, "--duration", "600", *arguments]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         time.sleep(5)  # until its queue is full
         yield
     finally:
         process.terminate()
         process.wait()
+
+
+def ingest(url: str, num_clients: int) -> AbstractContextManager[None]:
+    """Clients that embed batches of 32 texts of 100 tokens without pause, in the background."""
+    load = ("--endpoint", "embeddings", "--batch-size", "32", "--input-len", "100")
+    return load_beside(url, "--model", EMBEDDING_MODEL, "--concurrency", str(num_clients), *load)
 
 
 def encode_in_process(folder: Path, num_texts: int, batch_size: int) -> float:
@@ -127,7 +132,7 @@ def main() -> None:
                 "--endpoint", "embeddings", "--concurrency", "16", "--num-requests", "64", "--warmup", "8",
                 "--batch-size", "32", "--input-len", "28", "--label", options.label,
             )  # fmt: skip
-            with ingest(url):
+            with ingest(url, 16):
                 bench(
                     url, options.model, f"{options.label}-chat-4-beside-embeddings",
                     "--endpoint", "chat", "--concurrency", "4", "--num-requests", "12",

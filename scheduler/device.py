@@ -49,6 +49,15 @@ def memory_for_kv_cache(config: EngineConfig, keep_free: int) -> int:
     return max(0, min(int(_CPU_MEMORY_SHARE * free), _CPU_MAX_KV_BYTES))
 
 
+def memory_for_weights(device: str) -> int:
+    """Bytes that another model's weights may take: what is free, less what steps need for themselves on a GPU.
+
+    Negative if less is free than they need.
+    """
+    margin = int((1 - _GPU_MEMORY_SHARE) * total_memory(device)) if device == "cuda" else 0
+    return available_memory(device) - margin
+
+
 def available_memory(device: str) -> int:
     """Bytes of the device that are still free; on a CPU what the kernel and the container's limit allow."""
     if device == "cuda":

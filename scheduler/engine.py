@@ -18,8 +18,7 @@ from .encoder import EncoderRunner
 from .errors import ModelLoadError, RequestError, UnknownModelError
 from .grammar import Grammar, GrammarCompiler, invalid_grammar, param_of
 from .job_checks import check_second_starts, check_token_ids
-from .kv_arena import KVArena
-from .kv_cache import KVCacheManager
+from .kv_memory import KVMemory
 from .lanes import EmbeddingLane, GenerationLane
 from .messages import (
     Embed,
@@ -48,15 +47,6 @@ Runner = GenerationRunner | EncoderRunner
 
 
 @dataclass(frozen=True, slots=True)
-class KVMemory:
-    """The memory for keys and values that all generation models share."""
-
-    storage: torch.Tensor  # [bytes] uint8
-    arena: KVArena
-    """Which model holds which part."""
-
-
-@dataclass(frozen=True, slots=True)
 class StepResult:
     """What one step produced."""
 
@@ -80,8 +70,7 @@ class Engine:
         )
         self._generation: dict[str, GenerationRunner] = {}
         self._embedding: dict[str, EncoderRunner] = {}
-        self._kv_memory: KVMemory | None = None
-        """None while no generation model is resident."""
+        self._kv_memory = KVMemory(self.config, self.scheduler)
         self._embedding_results: dict[str, np.ndarray] = {}
         """[num inputs, dim] by request id, filled over several steps."""
 
@@ -102,34 +91,16 @@ class Engine:
         if self.is_resident(name):
             raise ModelLoadError(f"there is already a model with the name {name}")
         if isinstance(runner, GenerationRunner):
-            kv = self._share_kv_memory(runner, keep_free)
+            kv = self._kv_memory.share(runner, keep_free)
             self._generation[name] = runner
             self.scheduler.generation_lanes[name] = GenerationLane(name, kv, runner.max_model_len)
         else:
             self._embedding[name] = runner
             self.scheduler.embedding_lanes[name] = EmbeddingLane(name, runner.max_model_len)
 
-    def _share_kv_memory(self, runner: GenerationRunner, keep_free: int) -> KVCacheManager:
-        """Let the model keep its keys and values in the memory that all share; the first one has it allocated."""
-        memory = self._kv_memory
-        size = runner.kv_bytes_per_block
-        if memory is not None:
-            num_bytes = memory.arena.num_bytes
-        else:
-            num_bytes = self.config.kv_cache_memory or device.memory_for_kv_cache(self.config, keep_free)
-        if num_bytes < size:
-            raise ModelLoadError(
-                f"one KV block of {runner.name} takes {size} bytes, but the KV cache memory is {num_bytes}; "
-                "raise kv_cache_memory"
-            )
-        if memory is None:
-            # Written in full on purpose: memory that the kernel zeroes at its first use made steps 250 ms longer.
-            storage = torch.zeros(num_bytes, dtype=torch.uint8, device=runner.device)
-            memory = self._kv_memory = KVMemory(storage, KVArena.for_blocks(num_bytes, size))
-        runner.use_kv_memory(memory.storage)
-        return KVCacheManager(
-            memory.arena, size, self.config.block_size, enable_prefix_caching=self.config.enable_prefix_caching
-        )
+    def shrink_kv_memory(self, num_bytes: int) -> bool:
+        """Make room for the weights of another model, see `KVMemory.shrink`."""
+        return self._kv_memory.shrink(num_bytes, self._generation.values())
 
     def is_resident(self, name: str) -> bool:
         """Whether a model of that name is installed."""
@@ -147,10 +118,10 @@ class Engine:
         self.scheduler.remove(name)
         self._embedding.pop(name, None)
         self._generation.pop(name, None)
-        if not self._generation:
-            self._kv_memory = None
         if not self.has_work:
             gc.collect()  # for models that are part of a cycle; it takes 0.2 s, for which no stream should wait
+        if not self._generation:
+            self._kv_memory.free()
         device.return_memory(self.config.device)
 
     def describe(self, name: str) -> ModelReady:
@@ -170,6 +141,8 @@ class Engine:
             max_num_seqs=self.config.max_num_seqs,
             embedding_dim=0 if isinstance(runner, GenerationRunner) else runner.output_dim,
             num_parameters=runner.num_parameters,
+            weight_bytes=runner.num_parameters * runner.dtype.itemsize,
+            kv_block_bytes=lane.kv.pool.block_bytes if lane else 0,
         )
 
     def stats(self) -> dict[str, ModelStats]:

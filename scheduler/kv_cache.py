@@ -103,5 +103,10 @@ class KVCacheManager:
         self.pool.close()
         self.prefix_cache.clear()
 
+    def move_to(self, arena: KVArena) -> None:
+        """Go on in another arena, with nothing in it; no request holds any block."""
+        self.close()
+        self.pool = BlockPool(arena, self.pool.block_bytes, self.prefix_cache.forget)
+
     def _take(self, request: Request, num_blocks: int) -> None:
         request.block_ids += self.pool.take(num_blocks)

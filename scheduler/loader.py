@@ -94,6 +94,11 @@ class ModelLoader:
             if job.spec.name == name:
                 job.cancelled = True
 
+    def missing_bytes(self, spec: ModelSpec) -> int:
+        """Memory that must become free before a model can be loaded."""
+        needed = int(_estimate(spec, self._config) * _WORKSPACE)
+        return max(0, needed - device.memory_for_weights(self._config.device))
+
     @property
     def wanted_bytes(self) -> int:
         """Memory that the models on their way will take."""
@@ -182,14 +187,14 @@ def check_memory(name: str, num_bytes: int, device_name: str) -> None:
         ModelLoadError: it never fits on this device.
     """
     needed = int(num_bytes * _WORKSPACE)
-    total, free = device.total_memory(device_name), device.available_memory(device_name)
+    total, free = device.total_memory(device_name), device.memory_for_weights(device_name)
     if needed > total:
         raise ModelLoadError(
             f"{name} needs {needed / 2**30:.1f} GiB, but the device has {total / 2**30:.1f} GiB; take a smaller model"
         )
     if needed > free:
         raise ModelMemoryError(
-            f"{name} needs {needed / 2**30:.1f} GiB, but only {free / 2**30:.1f} GiB of the device are free; "
+            f"{name} needs {needed / 2**30:.1f} GiB, but only {max(0, free) / 2**30:.1f} GiB of the device are free; "
             "unload another model"
         )
 

@@ -113,6 +113,10 @@ class ModelReady:
     embedding_dim: int
     """0 for generation models; 1 for scoring models."""
     num_parameters: int
+    weight_bytes: int
+    """Memory of its weights."""
+    kv_block_bytes: int
+    """Memory of one of its KV blocks."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -108,6 +108,10 @@ class GenerationRunner:
         """Bytes of one KV block over all layers."""
         return bytes_per_block(self._shapes, self._block_size)
 
+    def leave_kv_memory(self) -> None:
+        """Hold on to it no more; `use_kv_memory` follows before the next step."""
+        self._caches = {}
+
     def use_kv_memory(self, memory: torch.Tensor) -> None:
         """Keep keys and values in `memory` from now on, a flat tensor of bytes with room for at least one block."""
         self._caches = view_caches(memory, self._shapes, self._block_size)

@@ -111,6 +111,12 @@ class Scheduler:
         """Take an embedding job out."""
         self.cancel(job.request_id)
 
+    def preempt_all(self) -> None:
+        """Take the blocks of every running request; the requests are queued again, and computed again."""
+        for lane in self.generation_lanes.values():
+            for request in list(lane.running.values()):
+                self._preempt(lane, request)
+
     def has_jobs(self, model: str) -> bool:
         """Whether any job of one model waits or runs."""
         lane = self.generation_lanes.get(model)

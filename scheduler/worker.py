@@ -87,13 +87,17 @@ class Worker:
             self._load(spec)
 
     def _load(self, spec: ModelSpec) -> None:
-        """Begin to load a model, unless it is on its way already."""
+        """Begin to load a model, unless it is on its way already; the KV memory may give it room."""
+        if self._loader.is_loading(spec.name):
+            return
+        if missing := self._loader.missing_bytes(spec):
+            self.engine.shrink_kv_memory(missing)  # if it cannot, the loader says so
         # Beside running streams the loader leaves them processors.
         num_threads = self.engine.config.num_threads
         if self.engine.has_work:
             num_threads = max(1, num_threads // 2)
-        if self._loader.load(spec, num_threads=num_threads):
-            self._announce(ModelLoading(spec.name, "waiting", 0.0))
+        self._loader.load(spec, num_threads=num_threads)
+        self._announce(ModelLoading(spec.name, "waiting", 0.0))
 
     def _unload(self, client: bytes, name: str) -> None:
         """Give a model's memory back, or say that it is still in use."""

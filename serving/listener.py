@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75  # longer than the usual proxy's 60, so that it is the proxy that closes idle connections
-_GRACE_SECONDS = 10  # what requests in flight get to finish when the server stops
+_LAST_WORDS_SECONDS = 2  # what requests that are ended by the server get to say so
 
 
 def open_listener(host: str, port: int) -> socket.socket:
@@ -42,7 +43,8 @@ def url_of(listener: socket.socket) -> str:
 class HttpServer(uvicorn.Server):
     """uvicorn on an open socket, without its signal handlers and without ten wake-ups a second."""
 
-    def __init__(self, app: "ASGIApp", listener: socket.socket, *, debug: bool) -> None:
+    def __init__(self, app: "ASGIApp", listener: socket.socket, *, grace: float, debug: bool) -> None:
+        """`grace` is what requests in flight get when the server stops, in seconds, until somebody ends them."""
         super().__init__(
             uvicorn.Config(
                 app,
@@ -53,7 +55,7 @@ class HttpServer(uvicorn.Server):
                 access_log=debug,
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=_GRACE_SECONDS,
+                timeout_graceful_shutdown=math.ceil(grace) + _LAST_WORDS_SECONDS,
                 backlog=_BACKLOG,
             )
         )

@@ -37,6 +37,7 @@ from .shelf.sources import resolve_models
 if TYPE_CHECKING:
     from .engine_client import EngineClient
     from .listener import HttpServer
+    from .shelf.registry import Registry
     from .text.served_model import ServedModel
 
 _log = logging.getLogger(__name__)
@@ -188,19 +189,22 @@ class _Server:
         downloads = Downloads(settings.home)
         runs = ResponseRuns(open_store(database))
         app = create_app(engine, registry, lifecycle, runs=runs, downloads=downloads)
-        http = HttpServer(app, self._listener, debug=settings.log_level == "debug")
+        http = HttpServer(app, self._listener, grace=settings.shutdown_timeout, debug=settings.log_level == "debug")
+
+        loop = asyncio.get_running_loop()
 
         def stop() -> None:
             http.stop()
             runs.stop_background()
+            loop.call_later(settings.shutdown_timeout, engine.mark_dead, "the server is shutting down")
 
-        loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(signum, stop)
         death = asyncio.create_task(_report_death(engine, self._worker, http), name="worker-watch")
         try:
             await engine.start()
             lifecycle.start()
+            await _warn_of_unknown_names(registry, settings)
             gc.freeze()  # what is here stays; a look through all of it would hold up every stream for a while
             serving = asyncio.create_task(http.run_until_stopped(), name="http")
             status = await self._announce(engine, death, serving)
@@ -240,6 +244,17 @@ class _Server:
         open_to_network = self._settings.host in ("0.0.0.0", "::", "")
         print_ready(models, failures, url_of(self._listener), self._console, open_to_network=open_to_network)
         return 0
+
+
+async def _warn_of_unknown_names(registry: "Registry", settings: Settings) -> None:
+    """Say which aliases and defaults lead nowhere yet; a model may still come."""
+    await registry.refresh()
+    wanted = [(f"the alias {alias}", model) for alias, model in settings.alias.items()]
+    wanted += [(f"the default model of kind {kind}", model) for kind, model in settings.default_models().items()]
+    for what, model in wanted:
+        if model and registry.get(model) is None:
+            known = ", ".join(card.name for card in registry.cards())
+            _log.warning("%s stands for %s, but there is no such model; there are: %s", what, model, known)
 
 
 async def _report_death(engine: "EngineClient", worker: WorkerProcess, http: "HttpServer") -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Coroutine, Mapping
+from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping
 from contextlib import aclosing
 from typing import Any, TypeVar
 
@@ -18,6 +18,13 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DONE = b"data: [DONE]\n\n"
+COMMENT = b": in progress\n\n"
+"""Clients pass over it; proxies see that the connection lives."""
+PAUSE_SECONDS = 10.0
+"""Longest silence of a stream before its first token: shorter than any client's or proxy's idle timeout."""
+
+Events = AsyncGenerator[bytes]
+MakeReady = Callable[[], Coroutine[Any, Any, Events]]
 
 
 def event(data: object) -> bytes:
@@ -65,13 +72,19 @@ class EventStream(Response):
     becomes a last event in the form of the protocol.
 
     Args:
-        events: framed events; closed when the client goes away.
+        events: framed events, closed when the client goes away; or what makes ready for them, which may take as long as
+            loading a model, and is cancelled then.
+        sign_of_life: sent whenever `PAUSE_SECONDS` pass while `events` are made ready.
     """
 
     media_type = "text/event-stream"
 
-    def __init__(self, events: AsyncGenerator[bytes]) -> None:
+    def __init__(
+        self, events: Events | Callable[[], Coroutine[Any, Any, Events]], sign_of_life: bytes = COMMENT
+    ) -> None:
         self._events = events
+        self._sign_of_life = sign_of_life
+        self._begun = False
         self.status_code = 200
         self.background = None
         # nginx would otherwise collect events before it passes them on
@@ -83,17 +96,35 @@ class EventStream(Response):
         await until_disconnect(receive, self._send_all(scope, send))
 
     async def _send_all(self, scope: Scope, send: Send) -> None:
-        async with aclosing(self._events) as events:
-            first = await anext(events, b"")  # a resumed stream may have nothing left
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            await send({"type": "http.response.body", "body": first, "more_body": True})
-            last = b""
-            try:
+        last = b""
+        try:
+            events = await self._ready(self._events, send) if callable(self._events) else self._events
+            async with aclosing(events):
+                await self._write(await anext(events, b""), send)  # a resumed stream may have nothing left
                 async for framed in events:
                     await send({"type": "http.response.body", "body": framed, "more_body": True})
-            except Exception as error:  # the status is out; this is the only way left to tell the client
-                if not isinstance(error, FORESEEN):
-                    request_id = scope.get("state", {}).get(REQUEST_ID)
-                    _log.exception("internal error in a stream of %s, x-request-id %s", scope["path"], request_id)
-                last = form_of(scope).event(translate(error), scope)
-            await send({"type": "http.response.body", "body": last, "more_body": False})
+        except Exception as error:
+            if not self._begun:
+                raise
+            # The status is out; this is the only way left to tell the client.
+            if not isinstance(error, FORESEEN):
+                request_id = scope.get("state", {}).get(REQUEST_ID)
+                _log.exception("internal error in a stream of %s, x-request-id %s", scope["path"], request_id)
+            last = form_of(scope).event(translate(error), scope)
+        await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _ready(self, make_ready: MakeReady, send: Send) -> Events:
+        making = asyncio.create_task(make_ready())
+        try:
+            while not (await asyncio.wait((making,), timeout=PAUSE_SECONDS))[0]:
+                await self._write(self._sign_of_life, send)
+            return making.result()
+        finally:
+            making.cancel()  # if the client has left
+            await asyncio.wait((making,))
+
+    async def _write(self, framed: bytes, send: Send) -> None:
+        if not self._begun:
+            self._begun = True
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+        await send({"type": "http.response.body", "body": framed, "more_body": True})

@@ -27,11 +27,11 @@ def _list(options: argparse.Namespace, settings: Settings) -> None:
     table = Table(box=None, pad_edge=False)
     table.add_column("MODEL", overflow="fold")
     table.add_column("STATE")
-    for heading in ("PARAMETERS", "SIZE", "CONTEXT", "REQUESTS"):
+    for heading in ("PARAMETERS", "MEMORY", "CONTEXT", "REQUESTS"):
         table.add_column(heading, justify="right")
     table.add_column("UNLOADS")
     for row in rows:
-        sizes = (count(row["num_parameters"]), size(row["size_bytes"]), f"{row['max_model_len'] or 0:,}")
+        sizes = (count(row["num_parameters"]), size(row.get("memory_bytes")), f"{row['max_model_len'] or 0:,}")
         table.add_row(row["id"], row["state"], *sizes, str(row.get("requests_in_flight", 0)), _end(row))
     stdout().print(table)
 

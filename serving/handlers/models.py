@@ -79,8 +79,14 @@ class ModelsHandler:
                 "ttl": resident.ttl,
                 "ttl_left": resident.seconds_left,
                 "load_time_seconds": resident.load_seconds,
+                "memory_bytes": self._memory_bytes(resident.ready),
             }
         return entry
+
+    def _memory_bytes(self, ready: ModelReady) -> int:
+        """Memory of a model's weights, and of the KV blocks that its requests hold."""
+        stats = self.services.engine.stats.get(ready.name)
+        return ready.weight_bytes + (ready.kv_block_bytes * stats.kv_blocks_used if stats else 0)
 
     def state(self, name: str) -> str:
         """LM Studio's word for where a model is: "loaded", "loading" or "not-loaded"."""

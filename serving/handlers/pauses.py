@@ -4,10 +4,8 @@ import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
+from ..sse import PAUSE_SECONDS
 from .turn_types import PromptProgress, TurnEvent
-
-PAUSE_SECONDS = 10.0
-"""Shorter than any client's or proxy's idle timeout."""
 
 
 async def with_pauses(

@@ -24,15 +24,23 @@ def token_limit(ready: ModelReady) -> int:
     return min(ready.max_model_len, ready.num_kv_blocks * ready.block_size)
 
 
-def token_room(ready: ModelReady, num_prompt_tokens: int, param: str) -> int:
+def token_room(ready: ModelReady, num_prompt_tokens: int, param: str, wanted_limit: int | None = None) -> int:
     """Tokens that can be generated after the prompt, at least 1.
+
+    Args:
+        ready: the model.
+        num_prompt_tokens: the prompt's.
+        param: the field that holds the prompt.
+        wanted_limit: the longest prompt and output that the client wants; None: what the model takes.
 
     Raises:
         ApiError: context_length_exceeded, the prompt leaves no room.
     """
     limit = token_limit(ready)
+    of = "context" if limit == ready.max_model_len else "KV cache"
+    if wanted_limit is not None and wanted_limit < limit:
+        limit, of = wanted_limit, "wanted context"
     if num_prompt_tokens >= limit:
-        of = "context" if limit == ready.max_model_len else "KV cache"
         what = f"the {of} of '{ready.name}', prompt and output together,"
         raise context_length_exceeded(num_prompt_tokens, limit, what, param=param)
     return limit - num_prompt_tokens

@@ -93,7 +93,7 @@ async def prepare_turn(services: Services, request: TurnRequest) -> Turn:
         ready,
         grammar=prompt.grammar,
         grammar_param=prompt.tools.grammar_param,
-        room=token_room(ready, len(prompt.token_ids), request.param),
+        room=token_room(ready, len(prompt.token_ids), request.param, request.context_length),
     )
     shown = prompt.tools.shown_tokens()
     now = time.time()

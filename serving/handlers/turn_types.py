@@ -69,6 +69,8 @@ class TurnRequest:
     """Further variables for the chat template, refused if it does not read them."""
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    context_length: int | None = None
+    """Longest prompt and output together; None: what the model takes."""
     ttl: int | None = None
     """Seconds that the model stays after its last use, if this request loads it."""
     principal: str = ""

@@ -1,11 +1,13 @@
 """Anthropic's routes: POST /v1/messages and /v1/messages/count_tokens."""
 
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
+from ..handlers.anthropic.content import PING
 from ..handlers.anthropic.messages import MessagesHandler
 from ..handlers.anthropic.request import not_offered
 from ..handlers.services import Services
@@ -13,7 +15,7 @@ from ..principal import principal_of
 from ..protocol.answers.anthropic import Message, MessageTokens
 from ..protocol.anthropic.messages import MessagesBody, PromptBody
 from ..sse import EventStream, until_disconnect
-from .bodies import read_body
+from .bodies import json_response, read_body
 from .operation import documented
 
 
@@ -27,12 +29,18 @@ def anthropic_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def create_message(request: Request) -> Response:
         body = await read_body(request, MessagesBody, max_body_bytes)
-        turn = await messages.prepare(body, principal_of(request.headers))
+        principal = principal_of(request.headers)
+
+        async def events() -> AsyncGenerator[bytes]:
+            return messages.events(await messages.prepare(body, principal), body)
+
+        async def answer() -> bytes:
+            return await messages.answer(await messages.prepare(body, principal), body)
+
         if body.stream:
-            response: Response = EventStream(messages.events(turn, body))
+            response: Response = EventStream(events, PING)
         else:
-            answer = await until_disconnect(request.receive, messages.answer(turn, body))
-            response = Response(answer, media_type="application/json")
+            response = json_response(await until_disconnect(request.receive, answer()))
         if names := not_offered(body):
             response.headers["x-penstock-tools-not-offered"] = ", ".join(map(_header_value, names[:16]))
         return response
@@ -40,7 +48,8 @@ def anthropic_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     @router.post("/count_tokens", **documented("Count tokens", tag="Anthropic", body=PromptBody, answer=MessageTokens))
     async def count_tokens(request: Request) -> Response:
         body = await read_body(request, PromptBody, max_body_bytes)
-        return Response(await messages.count_tokens(body, principal_of(request.headers)), media_type="application/json")
+        counting = messages.count_tokens(body, principal_of(request.headers))
+        return json_response(await until_disconnect(request.receive, counting))
 
     return router
 

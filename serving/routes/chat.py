@@ -1,5 +1,7 @@
 """The route of chat completions."""
 
+from collections.abc import AsyncGenerator
+
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -26,10 +28,16 @@ def chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def create_chat_completion(request: Request) -> Response:
         body = await read_body(request, ChatCompletionBody, max_body_bytes)
-        turn = await chat.prepare(body, principal_of(request.headers))
+        principal = principal_of(request.headers)
+
+        async def events() -> AsyncGenerator[bytes]:
+            return chat.events(await chat.prepare(body, principal), body)
+
+        async def answer() -> dict[str, object]:
+            return await chat.answer(await chat.prepare(body, principal), body)
+
         if body.stream:
-            return EventStream(chat.events(turn, body))
-        answer = await until_disconnect(request.receive, chat.answer(turn, body))
-        return json_response(orjson.dumps(answer))
+            return EventStream(events)
+        return json_response(orjson.dumps(await until_disconnect(request.receive, answer())))
 
     return router

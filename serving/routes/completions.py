@@ -1,5 +1,7 @@
 """POST /v1/completions."""
 
+from collections.abc import AsyncGenerator
+
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -26,9 +28,16 @@ def completions_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def create_completion(request: Request) -> Response:
         body = await read_body(request, CompletionBody, max_body_bytes)
-        completion = await handler.prepare(body, principal_of(request.headers))
+        principal = principal_of(request.headers)
+
+        async def events() -> AsyncGenerator[bytes]:
+            return handler.events(await handler.prepare(body, principal))
+
+        async def answer() -> dict[str, object]:
+            return await handler.answer(await handler.prepare(body, principal))
+
         if body.stream:
-            return EventStream(handler.events(completion))
-        return json_response(orjson.dumps(await until_disconnect(request.receive, handler.answer(completion))))
+            return EventStream(events)
+        return json_response(orjson.dumps(await until_disconnect(request.receive, answer())))
 
     return router

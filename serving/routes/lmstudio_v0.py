@@ -1,5 +1,7 @@
 """LM Studio's older native routes, /api/v0: models with metadata, and OpenAI's endpoints with statistics."""
 
+from collections.abc import AsyncGenerator
+
 import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -49,11 +51,19 @@ def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def create_chat_completion(request: Request) -> Response:
         body = await read_body(request, ChatCompletionBody, max_body_bytes)
-        turn = await chat.prepare(body, principal_of(request.headers))
+        principal = principal_of(request.headers)
+
+        async def events() -> AsyncGenerator[bytes]:
+            turn = await chat.prepare(body, principal)
+            return statistics.stream(chat.events(turn, body), turn.generation)
+
+        async def answer() -> dict[str, object]:
+            turn = await chat.prepare(body, principal)
+            return statistics.complete(await chat.answer(turn, body), turn.generation)
+
         if body.stream:
-            return EventStream(statistics.stream(chat.events(turn, body), turn.generation))
-        answer = await until_disconnect(request.receive, chat.answer(turn, body))
-        return json_response(orjson.dumps(statistics.complete(answer, turn.generation)))
+            return EventStream(events)
+        return json_response(orjson.dumps(await until_disconnect(request.receive, answer())))
 
     @router.post(
         "/completions",
@@ -67,11 +77,19 @@ def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def create_completion(request: Request) -> Response:
         body = await read_body(request, CompletionBody, max_body_bytes)
-        prepared = await completion.prepare(body, principal_of(request.headers))
+        principal = principal_of(request.headers)
+
+        async def events() -> AsyncGenerator[bytes]:
+            prepared = await completion.prepare(body, principal)
+            return statistics.stream(completion.events(prepared), prepared.generation)
+
+        async def answer() -> dict[str, object]:
+            prepared = await completion.prepare(body, principal)
+            return statistics.complete(await completion.answer(prepared), prepared.generation)
+
         if body.stream:
-            return EventStream(statistics.stream(completion.events(prepared), prepared.generation))
-        answer = await until_disconnect(request.receive, completion.answer(prepared))
-        return json_response(orjson.dumps(statistics.complete(answer, prepared.generation)))
+            return EventStream(events)
+        return json_response(orjson.dumps(await until_disconnect(request.receive, answer())))
 
     @router.post("/embeddings", **documented("Embed texts", tag="LM Studio", body=EmbeddingBody, answer=Embeddings))
     async def create_embeddings(request: Request) -> Response:

@@ -63,7 +63,8 @@ def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def count_input_tokens(request: Request) -> Response:
         body = await read_body(request, InputTokensBody, max_body_bytes)
-        return json_response(orjson.dumps(await responses.count(body, principal_of(request.headers))))
+        counting = responses.count(body, principal_of(request.headers))
+        return json_response(orjson.dumps(await until_disconnect(request.receive, counting)))
 
     @router.post(
         "/responses/compact",

@@ -12,6 +12,7 @@ from ..handlers.tokenize import TokenizeHandler
 from ..principal import principal_of
 from ..protocol.answers.tokenize import DetokenizedText, Tokens
 from ..protocol.tokenize import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
+from ..sse import until_disconnect
 from .bodies import json_response, read_body, read_one_of
 from .operation import documented
 
@@ -23,7 +24,8 @@ def tokenize_router(services: Services, *, max_body_bytes: int) -> APIRouter:
 
     async def tokenize(request: Request) -> Response:
         body = await read_one_of(request, _kind, max_body_bytes)
-        return json_response(orjson.dumps(await handler.tokenize(body, principal_of(request.headers))))
+        tokenizing = handler.tokenize(body, principal_of(request.headers))
+        return json_response(orjson.dumps(await until_disconnect(request.receive, tokenizing)))
 
     async def detokenize(request: Request) -> Response:
         body = await read_body(request, DetokenizeBody, max_body_bytes)

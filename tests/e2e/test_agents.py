@@ -5,25 +5,19 @@ and few weights answers them. What it says is fixed, so the agents must show exa
 """
 
 import json
-import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from npm_agents import needs_npm, run_agent, run_claude
 from server_process import ServerProcess
 from starter_models import smollm2_folder
 from tiny_models import make_parrot
 
-NPM = Path(os.environ.get("PENSTOCK_TEST_NPM", ""))
 SAID = "Hello there."
 MODEL = "parrot"
 
-pytestmark = pytest.mark.skipif(
-    not (NPM / "node_modules").is_dir(),
-    reason="needs PENSTOCK_TEST_NPM: a folder whose node_modules hold @anthropic-ai/claude-code, opencode-ai and "
-    "@continuedev/cli",
-)
+pytestmark = needs_npm
 
 
 @pytest.fixture(scope="module")
@@ -35,35 +29,8 @@ def parrot(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
         yield process
 
 
-def run_agent(command: str, *arguments: str, home: Path, **variables: str) -> str:
-    """What an agent prints; it finds its settings in `home` only."""
-    kept = {name: value for name, value in os.environ.items() if name in ("PATH", "LANG", "TMPDIR")}
-    folders = {
-        name: str(home) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME", "XDG_CACHE_HOME", "XDG_STATE_HOME")
-    }
-    result = subprocess.run(
-        [str(NPM / "node_modules" / ".bin" / command), *arguments],
-        cwd=home,
-        env=kept | folders | {"NO_COLOR": "1"} | variables,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert result.returncode == 0, result.stdout + result.stderr
-    return result.stdout
-
-
 def test_claude_code(parrot: ServerProcess, tmp_path: Path) -> None:
-    printed = run_agent(
-        "claude",
-        *("-p", "hi", "--model", MODEL, "--output-format", "json"),
-        home=tmp_path,
-        ANTHROPIC_BASE_URL=parrot.base_url,
-        ANTHROPIC_AUTH_TOKEN="none",
-        CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
-    )
+    printed = run_claude("hi", home=tmp_path, base_url=parrot.base_url, model=MODEL)
     result = json.loads(printed)
     assert result["result"] == SAID and not result["is_error"]
     assert result["usage"]["output_tokens"] > 0

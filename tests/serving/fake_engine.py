@@ -146,6 +146,8 @@ def model_ready(name: str, **changes: Any) -> ModelReady:
         "max_num_seqs": 8,
         "embedding_dim": DIM if embeds else 0,
         "num_parameters": 1000,
+        "weight_bytes": 4000,
+        "kv_block_bytes": 0 if embeds else 500,
     }
     return ModelReady(**(values | changes))
 

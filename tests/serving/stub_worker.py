@@ -62,6 +62,8 @@ def main() -> None:
                         max_num_seqs=config.engine.max_num_seqs,
                         embedding_dim=0,
                         num_parameters=1_500_000_000,
+                        weight_bytes=6_000_000_000,
+                        kv_block_bytes=0,
                     )
                 )
                 socket.send_multipart([client, *encode(state)])

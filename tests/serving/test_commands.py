@@ -20,10 +20,12 @@ from penstock.serving.settings import Settings
 MODELS = {
     "data": [
         {"id": "a", "root": "a", "type": "llm", "state": "loaded", "architecture": "llama", "quantization": "BF16"}
-        | {"num_parameters": 134_515_008, "max_model_len": 8192, "size_bytes": 269_000_000, "requests_in_flight": 2}
+        | {"num_parameters": 134_515_008, "max_model_len": 8192, "size_bytes": 269_000_000}
+        | {"memory_bytes": 300_000_000, "requests_in_flight": 2}
         | {"ttl": None, "ttl_left": None},
         {"id": "b", "root": "b", "type": "embeddings", "state": "loaded", "architecture": "bert", "quantization": "F32"}
-        | {"num_parameters": 22_000_000, "max_model_len": 256, "size_bytes": 90_000_000, "requests_in_flight": 0}
+        | {"num_parameters": 22_000_000, "max_model_len": 256, "size_bytes": 90_000_000}
+        | {"memory_bytes": 90_000_000, "requests_in_flight": 0}
         | {"ttl": 3600, "ttl_left": 3599.5},
         {"id": "c", "root": "c", "type": "llm", "state": "not-loaded", "architecture": "qwen3", "quantization": "F16"}
         | {"num_parameters": None, "max_model_len": None, "size_bytes": 1_500_000_000},
@@ -120,9 +122,9 @@ def test_every_command_explains_itself(command: str, capsys: pytest.CaptureFixtu
 def test_ps_shows_what_is_in_memory_and_for_how_long(server: FakeServer, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["ps"]) == 0
     heading, *lines = rows(capsys.readouterr().out)
-    assert heading == ["MODEL", "STATE", "PARAMETERS", "SIZE", "CONTEXT", "REQUESTS", "UNLOADS"]
+    assert heading == ["MODEL", "STATE", "PARAMETERS", "MEMORY", "CONTEXT", "REQUESTS", "UNLOADS"]
     assert lines == [
-        ["a", "loaded", "135 M", "269 MB", "8,192", "2", "by hand only"],
+        ["a", "loaded", "135 M", "300 MB", "8,192", "2", "by hand only"],
         ["b", "loaded", "22 M", "90 MB", "256", "0", "in 59 min"],
     ]
     assert cli.main(["ps", "--json"]) == 0

@@ -37,6 +37,7 @@ async def test_models_are_listed_with_what_clients_look_for() -> None:
             "ttl": None,
             "ttl_left": None,
             "load_time_seconds": 0.0,
+            "memory_bytes": 4000,
         }
         assert "requests_in_flight" not in listed["data"][1]
         assert [(m["id"], m["state"], m["type"]) for m in listed["data"][1:]] == [
@@ -63,6 +64,14 @@ async def test_failed_models_are_not_listed_but_those_without_room_are() -> None
         assert ids == [BARE, EMBED]
         assert "broken" in error(await front.http.get(f"/v1/models/{CHAT}"), 404, "model_not_found", "model")
         assert (await front.http.get("/health")).json()["failed"] == {CHAT: "broken"}
+
+
+async def test_a_resident_model_tells_its_memory() -> None:
+    async with open_front() as front:
+        assert "memory_bytes" not in (await front.http.get("/v1/models/none")).json()
+        assert (await front.http.get(f"/v1/models/{CHAT}")).json()["memory_bytes"] == 4000
+        await front.chat()  # whose last step had 25 blocks in use
+        assert (await front.http.get(f"/v1/models/{CHAT}")).json()["memory_bytes"] == 4000 + 25 * 500
 
 
 async def test_codex_finds_its_list_beside_openais() -> None:

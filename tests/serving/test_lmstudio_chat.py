@@ -236,6 +236,16 @@ async def test_bad_requests_name_the_field(fields: dict[str, Any], code: str, pa
         assert front.engine.jobs == []
 
 
+async def test_a_shorter_context_than_the_models_is_kept() -> None:
+    async with open_front() as front:
+        front.engine.text = "hello " * 200
+        answer = (await front.post("/api/v1/chat", HI | {"context_length": 60})).json()
+        prompt_tokens = len(front.engine.job.prompt_token_ids)
+        assert answer["stats"]["input_tokens"] + answer["stats"]["total_output_tokens"] == 60 > prompt_tokens
+        refused = error(await front.post("/api/v1/chat", HI | {"context_length": prompt_tokens}), 400)
+        assert (refused["code"], refused["param"]) == ("context_length_exceeded", "input")
+
+
 async def test_an_unknown_model() -> None:
     async with open_front() as front:
         assert error(await front.post("/api/v1/chat", HI | {"model": "none"}), 404)["type"] == "model_not_found"

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from fake_engine import BARE, CHAT, EMBED, Exchange, events, open_front, until
+from fake_engine import BARE, CHAT, EMBED, Exchange, events, model_ready, open_front, until
 
 from penstock.serving.handlers.lmstudio.models import params_string
 
@@ -43,6 +43,17 @@ async def test_the_models_of_v1() -> None:
         assert (models[CHAT]["params_string"], models[CHAT]["size_bytes"]) == ("1K", 4000)
         assert (models[EMBED]["type"], models[EMBED]["loaded_instances"]) == ("embedding", [])
         assert "architecture" not in models[EMBED]
+
+
+async def test_a_loaded_model_tells_how_much_it_takes_whatever_its_configuration_says() -> None:
+    async with open_front() as front:
+        front.engine.models[CHAT] = model_ready(CHAT, max_model_len=100)
+        for path in (f"/api/v0/models/{CHAT}", "/api/v1/models"):
+            answer = (await front.http.get(path)).json()
+            model = answer if "models" not in answer else next(m for m in answer["models"] if m["key"] == CHAT)
+            assert model["max_context_length"] == 100
+        refused = await front.post("/api/v1/models/load", {"model": CHAT, "context_length": 101})
+        assert refused.status_code == 400 and "101 is above 100" in refused.text
 
 
 @pytest.mark.parametrize(

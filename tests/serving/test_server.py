@@ -109,6 +109,22 @@ def test_running_requests_finish_when_the_server_stops(tmp_path: Path, scratch: 
         assert server.stop() == 0
 
 
+def test_requests_that_do_not_finish_in_time_hear_of_it(tmp_path: Path, scratch: Path) -> None:
+    body = {"model": "tiny", "prompt": "a " * 40, "max_tokens": 2, "stream": True}
+    names = ("--alias", "gpt-4o=gone", "--default-model", "gone-too")
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch, "--shutdown-timeout", "0.2", *names) as server:
+        with httpx.stream("POST", f"{server.base_url}/v1/completions", json=body, timeout=20) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: ")
+            server.process.send_signal(signal.SIGTERM)
+            last = [line for line in lines if line][-1]
+            assert '"code":"engine_dead"' in last and "shutting down" in last
+        assert server.stop() == 0
+        assert "Traceback" not in server.log and "ERROR" not in server.log
+        for name in ("the alias gpt-4o stands for gone,", "the default model of kind generate stands for gone-too,"):
+            assert f"{name} but there is no such model; there are: tiny" in server.log
+
+
 def test_a_dead_worker_means_503_and_not_a_dead_server(tmp_path: Path, scratch: Path) -> None:
     with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
         os.kill(server.worker_pid, signal.SIGKILL)

@@ -6,9 +6,11 @@ from collections.abc import AsyncGenerator
 from typing import Any
 
 import pytest
-from fake_engine import CHAT, EMBED, Exchange, error, open_front, until
+from fake_engine import CHAT, EMBED, Exchange, error, model_ready, open_front, until
 
-from penstock.scheduler.messages import JobError, RequestOutput, Submit
+from penstock.scheduler.messages import JobError, ModelFailed, RequestOutput, Submit
+from penstock.serving import sse
+from penstock.serving.handlers.anthropic.content import PING
 from penstock.serving.sse import EventStream
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -41,6 +43,51 @@ async def test_disconnect_cancels_every_job_at_once(
         assert engine.num_jobs == 0
         assert b"DONE" not in exchange.body
         assert '"499"' in front.app_metrics()
+
+
+LOADING: list[tuple[str, dict[str, Any]]] = [
+    *((path, body) for path, body in REQUESTS if "n" not in body),
+    *((f"/api/v0/{path[4:]}", body) for path, body in REQUESTS if "n" not in body),
+    ("/v1/messages", {"model": CHAT, "messages": MESSAGES, "max_tokens": 8}),
+    ("/v1/responses", {"model": CHAT, "input": "hi"}),
+    ("/api/v1/chat", {"model": CHAT, "input": "hi"}),
+]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(("path", "body"), [*LOADING, ("/v1/messages/count_tokens", LOADING[-3][1])])
+async def test_a_client_may_leave_while_its_model_is_loaded(path: str, body: dict[str, Any], stream: bool) -> None:
+    async with open_front() as front:
+        del front.engine.models[CHAT]
+        front.engine.load_answers = lambda spec: []
+        asked = {name: value for name, value in body.items() if not (path.endswith("tokens") and name == "max_tokens")}
+        exchange = Exchange(front.app, path, asked | ({} if path.endswith("tokens") else {"stream": stream}))
+        await until(lambda: front.engine.loads == [CHAT])
+        exchange.disconnect()
+        await exchange.task
+        assert front.engine.jobs == []
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize(("path", "body"), LOADING[:5])
+async def test_a_stream_shows_that_it_lives_while_its_model_is_loaded(
+    path: str, body: dict[str, Any], fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sse, "PAUSE_SECONDS", 0.01)
+    async with open_front() as front:
+        del front.engine.models[CHAT]
+        front.engine.load_answers = lambda spec: []
+        exchange = Exchange(front.app, path, body | {"stream": True})
+        sign = PING if path == "/v1/messages" else sse.COMMENT
+        await until(lambda: exchange.body.count(sign) >= 2)
+        assert exchange.body.replace(sign, b"") == b"" and front.engine.jobs == []
+        front.engine._deliver(ModelFailed(CHAT, "broken") if fails else model_ready(CHAT))
+        await exchange.task
+        assert exchange.status == 200
+        if fails:
+            assert b"could not be loaded: broken" in exchange.body and front.engine.jobs == []
+        else:
+            assert b"hello" in exchange.body and len(front.engine.jobs) == 1
 
 
 async def test_disconnect_cancels_an_embedding_job() -> None:

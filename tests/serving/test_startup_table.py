@@ -27,6 +27,8 @@ def ready(name: str, kind: ModelKind, *, num_kv_blocks: int = 0, num_parameters:
         max_num_seqs=256,
         embedding_dim=0,
         num_parameters=num_parameters,
+        weight_bytes=0,
+        kv_block_bytes=0,
     )
 
 

@@ -94,7 +94,7 @@ class NativeChat:
         if card is None:
             raise self._services.unknown(self._body.model)
         self._model = card.name
-        check_context_length(card, self._body.context_length)
+        check_context_length(card, self._services.engine.models.get(card.name), self._body.context_length)
         request = await self._request()
         if card.kind == "generate" and card.name not in self._services.engine.models:
             yield self._named("chat.start")
@@ -188,6 +188,7 @@ class NativeChat:
             ),
             enable_thinking=switch,
             reasoning_effort=body.reasoning if switch is None else None,
+            context_length=body.context_length,
             ttl=body.ttl,
             principal=self._principal,
         )

@@ -49,7 +49,8 @@ class NativeModelsHandler:
             ApiError: 404 unknown or cannot be loaded; 400 the context length is beyond it; 503 no room.
             EngineDeadError: the worker is gone.
         """
-        check_context_length(await self.services.look_up(body.model), body.context_length)
+        known = await self.services.look_up(body.model)
+        check_context_length(known, self.services.engine.models.get(known.name), body.context_length)
         card, ready, seconds = await self._models.load(body.model, ttl=body.ttl)
         answer: dict[str, object] = {
             "type": _type_v1(card),
@@ -73,6 +74,7 @@ class NativeModelsHandler:
         return [card for name, card in await self._models.listing() if name == card.name]
 
     def _entry_v0(self, card: ModelCard) -> dict[str, object]:
+        ready = self.services.engine.models.get(card.name)
         entry: dict[str, object] = {
             "id": card.name,
             "object": "model",
@@ -82,9 +84,8 @@ class NativeModelsHandler:
             "compatibility_type": card.format,
             "quantization": card.quantization,
             "state": "loaded" if card.name in self.services.engine.models else "not-loaded",
-            "max_context_length": card.max_context_length,
+            "max_context_length": longest_context(card, ready),
         }
-        ready = self.services.engine.models.get(card.name)
         if ready is not None:
             entry["loaded_context_length"] = ready.max_model_len
         if card.kind == "generate":
@@ -92,15 +93,21 @@ class NativeModelsHandler:
         return entry
 
 
-def check_context_length(card: ModelCard, wanted: int | None) -> None:
+def longest_context(card: ModelCard, ready: ModelReady | None) -> int:
+    """Tokens that a model takes; what its configuration says may be more than it was made for, or is allowed here."""
+    return card.max_context_length if ready is None else ready.max_model_len
+
+
+def check_context_length(card: ModelCard, ready: ModelReady | None, wanted: int | None) -> None:
     """Refuse a context longer than the model's.
 
     Raises:
         ApiError: naming both.
     """
-    if wanted is not None and card.max_context_length and wanted > card.max_context_length:
+    limit = longest_context(card, ready)
+    if wanted is not None and limit and wanted > limit:
         raise ApiError(
-            f"Invalid 'context_length': {wanted} is above {card.max_context_length}, the longest context of "
+            f"Invalid 'context_length': {wanted} is above {limit}, the longest context of "
             f"'{card.name}'. Send that or less.",
             code="integer_above_max_value",
             param="context_length",
@@ -131,7 +138,7 @@ def _entry_v1(card: ModelCard, resident: Resident | None) -> dict[str, object]:
         "size_bytes": card.size_bytes,
         "params_string": params_string(card.num_parameters),
         "loaded_instances": [] if resident is None else [{"id": card.name, "config": _config(resident.ready)}],
-        "max_context_length": card.max_context_length,
+        "max_context_length": longest_context(card, None if resident is None else resident.ready),
         "format": card.format,
         "description": None,
     }

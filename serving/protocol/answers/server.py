@@ -28,6 +28,7 @@ class Model(Answer):
     """Seconds that it stays after its last use; null: until it is unloaded."""
     ttl_left: float | None = None
     load_time_seconds: float = 0.0
+    memory_bytes: int = 0
 
 
 class Models(Answer):
