@@ -5,6 +5,7 @@ seconds, and a hostile grammar can make it take for ever or end the process, so 
 (`grammar_trial`) and compiles in other threads. What follows an output costs microseconds a token.
 """
 
+import json
 import re
 import threading
 from collections import OrderedDict
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import RequestError
 from .sampling_params import SamplingParams
@@ -29,6 +30,21 @@ _MAX_ITEMS_PER_STEP = 25_000  # parser items for one token, half of the default:
 _MAX_LEXER_STATES = 50_000  # about 2 kB each, a fifth of the default
 _MAX_REASON = 300  # characters of the library's messages
 _QUOTED_LINE = re.compile(r"^ *(?:\d+ \| .*|\^+ *)$", re.MULTILINE)
+_PLACE = re.compile(r"at (\d+)\(\d+\): ")
+_PLACE_OF_OURS = re.compile(rf"^{_PLACE.pattern}(?:failed to compile JSON schema: |(?=invalid regex))")
+"""Lines of a grammar that the client has not seen."""
+
+
+class GrammarError(RequestError):
+    """A grammar that cannot be compiled or followed.
+
+    Attributes:
+        rule: the part of it that is at fault, a rule or a named grammar; "": nobody knows.
+    """
+
+    def __init__(self, message: str, rule: str = "") -> None:
+        super().__init__(message, code=INVALID_GRAMMAR)
+        self.rule = rule
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +67,9 @@ class Vocabulary:
 
         try:
             text = (Path(self.folder) / "tokenizer.json").read_text()
-            return LLTokenizer(text, n_vocab=self.size, eos_token=list(self.eos_token_ids) or None)
+            known = _token_ids(json.loads(text))
+            ends = [token_id for token_id in self.eos_token_ids if token_id in known]
+            return LLTokenizer(text, n_vocab=self.size, eos_token=ends or None)
         except (OSError, ValueError) as error:
             message = f"the model's tokenizer cannot be held to a grammar: {_short(str(error))}; use another model"
             raise RequestError(message, code="unsupported_parameter") from None
@@ -134,7 +152,7 @@ class GrammarCompiler:
         """The grammar of the text `source`, which is known to take `num_bytes` of memory, or it is estimated.
 
         Raises:
-            RequestError: invalid_grammar, with the library's reason.
+            GrammarError: invalid_grammar, with the library's reason.
         """
         if grammar := self.find(source):
             return grammar
@@ -164,7 +182,7 @@ def check_size(source: str) -> None:
     """Refuse a text that is too large to try.
 
     Raises:
-        RequestError: invalid_grammar.
+        GrammarError: invalid_grammar.
     """
     if len(source) > MAX_GRAMMAR_BYTES:
         raise invalid_grammar(f"it has {len(source)} characters, the limit is {MAX_GRAMMAR_BYTES}; send a smaller one")
@@ -174,7 +192,7 @@ def compile_template(tokenizer: "LLTokenizer", source: str) -> "LLMatcher":
     """Compile without any memory of earlier ones.
 
     Raises:
-        RequestError: invalid_grammar, with the library's reason.
+        GrammarError: invalid_grammar, with the library's reason.
     """
     from llguidance import LLMatcher, LLParserLimits
 
@@ -183,21 +201,51 @@ def compile_template(tokenizer: "LLTokenizer", source: str) -> "LLMatcher":
     )
     matcher = LLMatcher(tokenizer, source, log_level=0, limits=limits)
     if matcher.is_error():
-        raise invalid_grammar(_short(matcher.get_error()))
+        error = matcher.get_error()
+        raise invalid_grammar(_short(error), _rule_at_fault(source, error))
     return matcher
 
 
-def invalid_grammar(reason: str) -> RequestError:
+def invalid_grammar(reason: str, rule: str = "") -> GrammarError:
     """The error of a grammar that cannot be compiled or followed."""
-    return RequestError(f"the grammar of the output cannot be used: {reason}", code=INVALID_GRAMMAR)
+    return GrammarError(f"the grammar of the output cannot be used: {reason}", rule)
 
 
 def param_of(error: RequestError, params: SamplingParams) -> str | None:
     """The request field that an error of a job names."""
-    return error.param or (params.grammar_param if error.code == INVALID_GRAMMAR else "") or None
+    if error.code != INVALID_GRAMMAR:
+        return error.param
+    rule = error.rule if isinstance(error, GrammarError) else ""
+    return params.grammar_params.get(rule, params.grammar_param) or None
+
+
+def _rule_at_fault(source: str, error: str) -> str:
+    """Where the text of an error places it; a grammar within the grammar counts as a whole."""
+    from llguidance import LLMatcher
+
+    place = _PLACE.match(error)
+    try:
+        whole, *parts = json.loads(source)["grammars"]
+        lines = whole["lark_grammar"].split("\n")
+    except (ValueError, KeyError, TypeError):  # Lark alone
+        return ""
+    for part in parts:
+        if LLMatcher.validate_grammar(json.dumps({"grammars": [part]})):
+            return str(part["name"])
+    if place is None or int(place[1]) > len(lines):
+        return ""
+    return re.split(r"\W", lines[int(place[1]) - 1], maxsplit=1)[0]
+
+
+def _token_ids(tokenizer: dict[str, Any]) -> frozenset[int]:
+    """What a tokenizer.json has tokens for: a model's configuration may name end tokens that it lacks."""
+    vocabulary = tokenizer["model"]["vocab"]
+    added = (token["id"] for token in tokenizer.get("added_tokens") or ())
+    return frozenset([*(vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))), *added])
 
 
 def _short(message: str) -> str:
     """The reason without the lines of the grammar that it quotes, and on one line."""
     text = " ".join(_QUOTED_LINE.sub("", message.replace("<non-verbose/>", "")).split())
+    text = _PLACE_OF_OURS.sub("", text)
     return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}…"

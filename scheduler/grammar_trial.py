@@ -8,7 +8,7 @@ processor time and memory, so that it ends even if the worker is gone.
 
 `Trial` is the worker's side, `main` the process's. Between them goes one line of JSON in, `[folder, vocabulary size,
 end tokens, grammar, seconds]`, and one out: the bytes of memory that the grammar takes, or the refusal as `[message,
-code]`.
+code, rule]`.
 """
 
 import json
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from .errors import RequestError
-from .grammar import Vocabulary, compile_template, invalid_grammar
+from .grammar import INVALID_GRAMMAR, GrammarError, Vocabulary, compile_template, invalid_grammar
 
 if TYPE_CHECKING:
     from llguidance import LLTokenizer
@@ -77,7 +77,8 @@ class Trial:
             raise invalid_grammar("compiling it takes too much memory or is nested too deeply; send a simpler one")
         found: int | list[str] = json.loads(answer)
         if isinstance(found, list):
-            raise RequestError(found[0], code=found[1])
+            message, code, rule = found
+            raise GrammarError(message, rule) if code == INVALID_GRAMMAR else RequestError(message, code=code)
         return found
 
     def close(self) -> None:
@@ -106,7 +107,7 @@ def _tokenizer(vocabulary: Vocabulary) -> "LLTokenizer":
     return vocabulary.load()
 
 
-def _answer(line: bytes) -> int | tuple[str, str]:
+def _answer(line: bytes) -> int | tuple[str, str, str]:
     folder, size, eos_token_ids, source, max_seconds = json.loads(line)
     try:
         _limit_processor_time(_MAX_WAIT)
@@ -119,7 +120,7 @@ def _answer(line: bytes) -> int | tuple[str, str]:
         matcher.compute_bitmask()
         return max(0, _memory().resident - before.resident)
     except RequestError as error:
-        return error.message, error.code
+        return error.message, error.code, error.rule if isinstance(error, GrammarError) else ""
 
 
 class _Memory(NamedTuple):

@@ -49,8 +49,12 @@ class SamplingParams:
     """The same for the prompt's tokens, each given those before it."""
     grammar: str = ""
     """llguidance grammar (JSON or Lark) that the output must match; empty: none. Masks the logits before any draw."""
+    grammar_fallback: str = ""
+    """Tried by the worker if the grammar cannot be compiled; empty: the request is refused."""
     grammar_param: str = ""
     """Request field that errors about the grammar name."""
+    grammar_params: dict[str, str] = field(default_factory=dict)
+    """Those of single rules, and of named grammars in the grammar, that come from other fields."""
 
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, value: object, wants: str) -> None:

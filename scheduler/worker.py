@@ -15,6 +15,7 @@ import signal
 import sys
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from types import FrameType
 
 import zmq
@@ -23,7 +24,7 @@ from .compiling import GrammarQueue
 from .config import ModelSpec, WorkerConfig
 from .engine import Engine, Runner, StepResult
 from .errors import ModelLoadError, RequestError, UnknownModelError
-from .grammar import Grammar, param_of
+from .grammar import Grammar, GrammarError, param_of
 from .launch import load_config
 from .loader import ModelLoader
 from .messages import (
@@ -123,7 +124,10 @@ class Worker:
             self._end_start(state.name)
         for job, outcome in self._grammars.take_finished():
             client = self._client_of.pop(job.request_id)
-            if isinstance(outcome, RequestError):
+            if isinstance(outcome, GrammarError) and job.sampling.grammar_fallback:
+                sampling = replace(job.sampling, grammar=job.sampling.grammar_fallback, grammar_fallback="")
+                self._submit(client, replace(job, sampling=sampling))
+            elif isinstance(outcome, RequestError):
                 self._refuse(client, job, outcome)
             else:
                 self._start(client, job, outcome)
@@ -268,8 +272,8 @@ class Worker:
     def _send_to_all(self, message_for: Callable[[bytes], DownMessage]) -> None:
         """Send each API process its message, and forget those that are gone."""
         gone = [client for client in self._clients if not self._send(client, message_for(client))]
+        self._clients.difference_update(gone)  # all of them before the first's jobs, whose end is told to everybody
         for client in gone:
-            self._clients.remove(client)
             abandoned = [request_id for request_id, owner in self._client_of.items() if owner == client]
             logger.warning("an API process is gone; its %d jobs are cancelled", len(abandoned))
             self._cancel(abandoned)

@@ -13,7 +13,7 @@ from penstock.scheduler.sampling_params import SamplingParams
 
 from ..errors import ApiError
 from ..protocol.completion import CompletionBody
-from ..text.output_format import grammar_of
+from ..text.output_format import ANYTHING, Grammar, grammar_of
 from ..text.served_model import ServedModel
 from ..text.tokenizer import off_loop
 from .choice import Choice, Delta
@@ -80,15 +80,14 @@ class CompletionHandler:
         started = time.monotonic()
         served, ready = await self.services.find(body.model, "generate", ttl=body.ttl)
         prompts = await read_prompts(body, served, ready)
-        grammar, grammar_param = await _grammar(body)
+        grammar = await _grammar(body)
         request_id = f"cmpl-{uuid.uuid4().hex}"
         now = time.time()
         per_prompt = max(body.n, body.best_of or 0)
         seed = body.seed
         choices = []
         for number, prompt in enumerate(prompts):
-            sampling = _sampling(body, served, ready, prompt)
-            sampling = replace(sampling, grammar=grammar, grammar_param=grammar_param)
+            sampling = _sampling(body, served, ready, prompt, grammar)
             seed = sampling.seed if seed is None else seed  # one seed for the request, drawn or given
             for index in range(number * per_prompt, (number + 1) * per_prompt):
                 job = Submit(
@@ -159,7 +158,9 @@ class CompletionHandler:
         yield frames.end()
 
 
-def _sampling(body: CompletionBody, served: ServedModel, ready: ModelReady, prompt: Prompt) -> SamplingParams:
+def _sampling(
+    body: CompletionBody, served: ServedModel, ready: ModelReady, prompt: Prompt, grammar: Grammar
+) -> SamplingParams:
     """Of the first choice of a prompt."""
     ranked = body.best_of is not None and body.best_of > body.n
     of_prompt = [n for n in (body.logprobs if body.echo else None, body.prompt_logprobs) if n is not None]
@@ -174,15 +175,16 @@ def _sampling(body: CompletionBody, served: ServedModel, ready: ModelReady, prom
         stop_token_ids=(*wishes.stop_token_ids, *prompt.stop_token_ids),
         prompt_logprobs=max(of_prompt, default=None),
     )
-    return resolve_sampling(wishes, served.defaults, ready, room=token_room(ready, len(prompt.token_ids), prompt.param))
+    room = token_room(ready, len(prompt.token_ids), prompt.param)
+    return resolve_sampling(wishes, served.defaults, ready, room=room, grammar=grammar)
 
 
-async def _grammar(body: CompletionBody) -> tuple[str, str]:
-    """What the choices' texts must match, and the field that says so; empty: anything."""
+async def _grammar(body: CompletionBody) -> Grammar:
+    """What the choices' texts must match."""
     wanted = resolve_output_format(body)
     if wanted is None:
-        return "", ""
-    return await off_loop(len(wanted.source), lambda: grammar_of(wanted)), wanted.param
+        return ANYTHING
+    return Grammar(await off_loop(len(wanted.source), lambda: grammar_of(wanted)), wanted.param)
 
 
 def _best(completion: Completion, results: list[_Text]) -> list[int]:

@@ -8,6 +8,7 @@ from penstock.scheduler.sampling_params import SamplingParams
 
 from ..errors import ApiError, context_length_exceeded
 from ..protocol.generation import SamplingBody
+from ..text.output_format import ANYTHING, Grammar
 from ..text.served_model import GenerationDefaults
 from .turn_types import SamplingWishes
 
@@ -72,8 +73,7 @@ def resolve_sampling(
     ready: ModelReady,
     *,
     room: int,
-    grammar: str = "",
-    grammar_param: str = "",
+    grammar: Grammar = ANYTHING,
 ) -> SamplingParams:
     """Complete parameters of the first choice; further choices differ in their seed (`choice_seed`).
 
@@ -82,8 +82,7 @@ def resolve_sampling(
         defaults: the model's own values where the client is silent.
         ready: the model, for the range of token ids.
         room: what `token_room` says.
-        grammar: see SamplingParams.
-        grammar_param: likewise.
+        grammar: what the output is held to.
 
     Raises:
         ApiError: a token id outside the vocabulary, or min_tokens above the limit of tokens.
@@ -115,8 +114,10 @@ def resolve_sampling(
         ignore_eos=wishes.ignore_eos,
         logprobs=wishes.logprobs,
         prompt_logprobs=wishes.prompt_logprobs,
-        grammar=grammar,
-        grammar_param=grammar_param,
+        grammar=grammar.source,
+        grammar_param=grammar.param,
+        grammar_params=dict(grammar.params),
+        grammar_fallback=grammar.fallback,
     )
 
 

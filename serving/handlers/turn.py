@@ -92,7 +92,6 @@ async def prepare_turn(services: Services, request: TurnRequest) -> Turn:
         served.defaults,
         ready,
         grammar=prompt.grammar,
-        grammar_param=prompt.tools.grammar_param,
         room=token_room(ready, len(prompt.token_ids), request.param, request.context_length),
     )
     shown = prompt.tools.shown_tokens()

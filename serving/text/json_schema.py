@@ -6,12 +6,12 @@ could break without anybody noticing is refused here by name; a keyword that JSO
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from itertools import combinations
 from typing import Any
 from urllib.parse import unquote
 
-from penstock.scheduler.errors import RequestError
+from .schema_form import check_form, refuse, short, walk
 
 MAX_SCHEMA_BYTES = 256 * 1024
 MAX_SCHEMA_DEPTH = 64
@@ -23,11 +23,6 @@ FORMATS = frozenset(
     {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "unknown", "uri", "uuid"}
 )
 """Values of `format` that are enforced on strings."""
-
-_ONE = frozenset({"additionalItems", "additionalProperties", "items"})
-_MANY = frozenset({"allOf", "anyOf", "items", "oneOf", "prefixItems"})
-_NAMED = frozenset({"$defs", "definitions", "patternProperties", "properties"})
-"""Keywords whose values are a schema, a list and a map of schemas; `items` was a list in older drafts."""
 
 _REFUSED = frozenset(
     {
@@ -86,24 +81,25 @@ def compilable(schema: object, param: str) -> dict[str, Any]:
         RequestError: the schema is none, too large, or has a keyword that cannot be enforced.
     """
     if schema is False:
-        raise _refuse(param, "", "false matches nothing. Send an object.")
+        raise refuse(param, "", "false matches nothing. Send an object.")
     if schema is True:
         schema = {}
     if not isinstance(schema, dict):
-        raise _refuse(param, "", f"it is {_kind(schema)}, but a JSON Schema is an object. Send one.")
+        raise refuse(param, "", f"it is {_kind(schema)}, but a JSON Schema is an object. Send one.")
     try:
         text = json.dumps(schema)
     except RecursionError:
-        raise _refuse(param, "", "it is nested too deeply. Send a flatter one.") from None
+        raise refuse(param, "", "it is nested too deeply. Send a flatter one.") from None
     if len(text) > MAX_SCHEMA_BYTES:
-        raise _refuse(param, "", f"it has {len(text)} bytes, the limit is {MAX_SCHEMA_BYTES}. Send a smaller one.")
+        raise refuse(param, "", f"it has {len(text)} bytes, the limit is {MAX_SCHEMA_BYTES}. Send a smaller one.")
     root: dict[str, Any] = json.loads(text)  # a copy of our own
     one_of_is_any_of = True
-    for num_nodes, (node, path, depth) in enumerate(_walk(root), start=1):
+    for num_nodes, (node, path, depth) in enumerate(walk(root), start=1):
         if num_nodes > MAX_SCHEMA_NODES:
-            raise _refuse(param, "", f"it has more than {MAX_SCHEMA_NODES} schemas in it. Send a smaller one.")
+            raise refuse(param, "", f"it has more than {MAX_SCHEMA_NODES} schemas in it. Send a smaller one.")
         if depth > MAX_SCHEMA_DEPTH:
-            raise _refuse(param, path, f"schemas are nested deeper than {MAX_SCHEMA_DEPTH}. Use $ref, or nest less.")
+            raise refuse(param, path, f"schemas are nested deeper than {MAX_SCHEMA_DEPTH}. Use $ref, or nest less.")
+        check_form(node, param, path)
         _check_node(node, root, param, path)
         _tighten_bounds(node, param, path)
         if isinstance(node.get("oneOf"), list):
@@ -111,36 +107,18 @@ def compilable(schema: object, param: str) -> dict[str, Any]:
     return {"x-guidance": _COMPILER_OPTIONS | {"coerce_one_of": one_of_is_any_of}, **root}
 
 
-def _walk(root: dict[str, Any]) -> Iterator[tuple[dict[str, Any], str, int]]:
-    """Every schema object in `root` with its JSON pointer and depth; what is no schema is left to the compiler."""
-    stack: list[tuple[object, str, int]] = [(root, "", 1)]
-    while stack:
-        node, path, depth = stack.pop()
-        if not isinstance(node, dict):
-            continue  # true, false, or a mistake that the compiler names
-        yield node, path, depth
-        for keyword, value in node.items():
-            below = f"{path}/{keyword}"
-            if keyword in _NAMED and isinstance(value, dict):
-                stack += [(child, f"{below}/{name}", depth + 1) for name, child in value.items()]
-            elif keyword in _MANY and isinstance(value, list):
-                stack += [(child, f"{below}/{index}", depth + 1) for index, child in enumerate(value)]
-            elif keyword in _ONE:
-                stack.append((value, below, depth + 1))
-
-
 def _check_node(node: dict[str, Any], root: dict[str, Any], param: str, path: str) -> None:
     for keyword in node.keys() & _REFUSED:
         if keyword == "uniqueItems" and node[keyword] is False:
             continue
-        raise _refuse(param, path, f"the keyword '{keyword}' cannot be enforced. Leave it out.")
+        raise refuse(param, path, f"the keyword '{keyword}' cannot be enforced. Leave it out.")
     if "format" in node and _may_be_string(node) and node["format"] not in FORMATS:
         known = ", ".join(sorted(FORMATS - {"unknown"}))
-        raise _refuse(param, path, f"the format {_short(node['format'])} is not known. Send one of {known}.")
+        raise refuse(param, path, f"the format {short(node['format'])} is not known. Send one of {known}.")
     minimum = node.get("minProperties")
     if isinstance(minimum, int | float) and minimum > max(1, _num_required(node)):
         # The compiler counts a key as often as it is written, and one that is not in `properties` may come twice.
-        raise _refuse(
+        raise refuse(
             param,
             path,
             f"minProperties {minimum} cannot be enforced beyond 1 and the number of required properties. Lower it.",
@@ -148,14 +126,14 @@ def _check_node(node: dict[str, Any], root: dict[str, Any], param: str, path: st
     if "additionalItems" in node and isinstance(node.get("items"), list) and node.keys() & _IN_PLACE:
         # The compiler loses it if it comes after such a keyword.
         reason = "additionalItems cannot be enforced beside keywords such as anyOf. Use prefixItems and items."
-        raise _refuse(param, path, reason)
+        raise refuse(param, path, reason)
     constants = [node.get("const"), node.get("enum"), node.get("required"), _keys(node.get("properties"))]
     _check_constants(constants, param, path)
     for pattern in (node.get("pattern"), *_keys(node.get("patternProperties"))):
         if isinstance(pattern, str) and _CONTROL_IN_PATTERN.search(_CLASS.sub("", pattern)):
-            raise _refuse(param, path, f"the control character in {_short(pattern)} cannot be written. Leave it out.")
+            raise refuse(param, path, f"the control character in {short(pattern)} cannot be written. Leave it out.")
     if "$ref" in node and _target(node["$ref"], root) is None:
-        raise _refuse(param, path, f"the $ref {_short(node['$ref'])} {_why_no_target(node['$ref'])}")
+        raise refuse(param, path, f"the $ref {short(node['$ref'])} {_why_no_target(node['$ref'])}")
 
 
 def _why_no_target(reference: object) -> str:
@@ -191,7 +169,7 @@ def _tighten_bounds(node: dict[str, Any], param: str, path: str) -> None:
             continue
         if abs(bound) > _MAX_EXACT:
             if bound * sign < 0:
-                raise _refuse(param, path, f"the {keyword} {_short(bound)} leaves only numbers beyond {_MAX_EXACT}.")
+                raise refuse(param, path, f"the {keyword} {short(bound)} leaves only numbers beyond {_MAX_EXACT}.")
             node[keyword] = sign * _MAX_EXACT
         elif keyword.startswith("exclusive") and bound == int(bound) and node.get("type") != "integer":
             # Next to a bound less than 1 away, the compiler takes a whole number for included.
@@ -208,9 +186,9 @@ def _check_constants(values: list[Any], param: str, path: str) -> None:
         elif isinstance(value, list):
             stack += value
         elif type(value) is int and abs(value) > _MAX_EXACT:
-            raise _refuse(param, path, f"the whole number {_short(value)} is beyond {_MAX_EXACT}. Send it as a string.")
+            raise refuse(param, path, f"the whole number {short(value)} is beyond {_MAX_EXACT}. Send it as a string.")
         elif isinstance(value, str) and _CONTROL.search(value):
-            raise _refuse(param, path, f"the control character in {_short(value)} cannot be written. Leave it out.")
+            raise refuse(param, path, f"the control character in {short(value)} cannot be written. Leave it out.")
 
 
 def _exclude_each_other(options: list[Any], root: dict[str, Any]) -> bool:
@@ -278,13 +256,3 @@ def _keys(value: object) -> list[str]:
 def _kind(value: object) -> str:
     kinds: Mapping[type, str] = {str: "a string", list: "an array", type(None): "null"}
     return kinds.get(type(value), "a number")
-
-
-def _short(value: object) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _refuse(param: str, path: str, message: str) -> RequestError:
-    where = f" at '{path[:200]}'" if path else ""
-    return RequestError(f"Invalid schema in '{param}'{where}: {message}", code="invalid_json_schema", param=param)

@@ -6,8 +6,8 @@ alone; `lark_rule` makes a format a rule of a larger grammar, which may put reas
 
 import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from penstock.scheduler.errors import RequestError
@@ -34,6 +34,23 @@ class OutputFormat:
     """json_schema: the schema as JSON; regex: the expression; lark: the grammar; choice: a JSON list of texts."""
     param: str
     """Dotted path of the request field that errors name."""
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an output is held to."""
+
+    source: str
+    """See `SamplingParams.grammar`; "": nothing."""
+    param: str = ""
+    """The request field that errors about it name."""
+    params: Mapping[str, str] = field(default_factory=dict)
+    """Those of its parts, see `SamplingParams.grammar_params`."""
+    fallback: str = ""
+    """See `SamplingParams.grammar_fallback`."""
+
+
+ANYTHING = Grammar("")
 
 
 def grammar_of(output_format: OutputFormat) -> str:

@@ -200,6 +200,12 @@ def test_a_bad_grammar_is_refused_and_nothing_is_queued(engine: Engine, grammar:
     assert not engine.has_work
 
 
+def test_end_tokens_that_the_tokenizer_lacks_are_left_out(tmp_path: Path) -> None:
+    folder = make_tiny_tokenizer(tmp_path)
+    for ends in ({EOS_ID, VOCAB_SIZE, VOCAB_SIZE + 5}, {VOCAB_SIZE}):
+        assert GrammarCompiler(folder, VOCAB_SIZE + 10, ends).compile('start: "a"')
+
+
 def test_a_grammar_that_grows_too_costly_ends_its_own_job(engine: Engine) -> None:
     rules = "\n".join(f"r{level}: r{level + 1} r{level + 1}" for level in range(30))
     costly = make_job(PROMPT, max_tokens=40, grammar=f'start: r0\n{rules}\nr30: "a"', grammar_param="regex")

@@ -182,13 +182,15 @@ def test_a_cancelled_job_gives_its_blocks_back(connect: Connect, worker: WorkerP
         message = client.receive()
 
 
-def test_jobs_of_an_api_process_that_is_gone_are_dropped(connect: Connect, worker: WorkerProcess) -> None:
-    leaver, stayer = connect(worker.config.address), connect(worker.config.address)
-    for client in (leaver, stayer):
+def test_jobs_of_api_processes_that_are_gone_are_dropped(connect: Connect, worker: WorkerProcess) -> None:
+    *leavers, stayer = (connect(worker.config.address) for _ in range(3))
+    for client in (*leavers, stayer):
         client.until_ready()
-    leaver.send(greedy("orphan", max_tokens=500))
-    leaver.receive()
-    leaver.socket.close()
+    for number, leaver in enumerate(leavers):
+        leaver.send(greedy(f"orphan {number}", max_tokens=500))
+        leaver.receive()
+    for leaver in leavers:
+        leaver.socket.close()
     stayer.send(greedy("mine"))
     stayer.outputs_until_end("mine")
     while stayer.num_running > 0:

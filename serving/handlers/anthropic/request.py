@@ -59,8 +59,9 @@ def _tools(tools: Sequence[ClientTool | dict[str, Any]]) -> list[Tool]:
             description=_description(tool),
             parameters=tool.input_schema,
             strict=tool.strict,
+            param=f"tools.{index}.input_schema",
         )
-        for tool in tools
+        for index, tool in enumerate(tools)
         if isinstance(tool, ClientTool)
     ]
 

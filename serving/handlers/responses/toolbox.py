@@ -37,13 +37,14 @@ class Toolbox:
         self.tools: list[Tool] = []
         self.not_offered: list[str] = []
         self._names: dict[str, tuple[str, str | None]] = {}
-        for spec in specs:
+        for index, spec in enumerate(specs):
+            param = f"tools.{index}"
             match spec:
                 case NamespaceTool(tools=members):
-                    for member in members:
-                        self._add(member, spec)
+                    for number, member in enumerate(members):
+                        self._add(member, spec, f"{param}.tools.{number}")
                 case FunctionTool() | CustomTool():
-                    self._add(spec, None)
+                    self._add(spec, None, param)
                 case OtherTool(type=kind) if kind not in self.not_offered:
                     self.not_offered.append(kind)
         self.choice = self._resolve(choice)
@@ -52,7 +53,7 @@ class Toolbox:
         """A flat name's own name and namespace, as the client knows them."""
         return self._names[name]
 
-    def _add(self, spec: FunctionTool | CustomTool, namespace: NamespaceTool | None) -> None:
+    def _add(self, spec: FunctionTool | CustomTool, namespace: NamespaceTool | None, param: str) -> None:
         name = flat_name(spec.name, namespace.name if namespace else None)
         if name in self._names:
             raise ApiError(
@@ -62,7 +63,13 @@ class Toolbox:
         description = "\n\n".join(filter(None, (namespace.description if namespace else "", spec.description)))
         if isinstance(spec, FunctionTool):
             self.tools.append(
-                Tool(name=name, description=description, parameters=spec.parameters, strict=spec.strict is True)
+                Tool(
+                    name=name,
+                    description=description,
+                    parameters=spec.parameters,
+                    strict=spec.strict is True,
+                    param=f"{param}.parameters",
+                )
             )
             return
         grammar = spec.format if isinstance(spec.format, GrammarFormat) else None
@@ -72,6 +79,7 @@ class Toolbox:
                 description=description,
                 custom=True,
                 format=CustomFormat(grammar.syntax, grammar.definition) if grammar else None,
+                param=f"{param}.format",
             )
         )
 

@@ -2,12 +2,12 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from penstock.scheduler.errors import RequestError
 
-from ..output_format import OutputFormat, join_grammars, lark_json, lark_rule, lark_string
+from ..output_format import OutputFormat, lark_json, lark_rule, lark_string
 from ..pieces import PieceParser
 from ..tools import Tool
 from .tokens import ControlTokens
@@ -34,6 +34,10 @@ class CallGrammar:
     """Rules that the blocks refer to."""
     others: list[dict[str, Any]] = field(default_factory=list)
     """Grammars that the rules refer to."""
+    loose: dict[str, str] = field(default_factory=dict)
+    """By rules of tools that are not strict, those that stand in for them if the compiler does not take one."""
+    params: dict[str, str] = field(default_factory=dict)
+    """The request fields that rules and other grammars come from, by their names."""
     between: str | None = None
     """An expression for what may stand between two blocks; None: a second block may not follow."""
 
@@ -43,18 +47,32 @@ class CallGrammar:
         Raises:
             RequestError: the schema of a strict tool cannot be enforced.
         """
-        schema = tool.parameters if tool.parameters is not None else {"type": "object"}
+        anything: dict[str, Any] = {"type": "object"}
+        self.add_json(tool, name, anything | dict(tool.parameters or {}), otherwise=anything)
+        return name
+
+    def add_json(self, tool: Tool, name: str, schema: object, *, otherwise: object, end: str = "") -> None:
+        """A rule for JSON of a schema of a tool, or of another one if it cannot be enforced, with `end` after it.
+
+        Raises:
+            RequestError: the schema of a strict tool cannot be enforced.
+        """
+        after = f" {lark_string(end)}" if end else ""
+        loose = f"{name}: {lark_json(otherwise, tool.param)}{after}"
         try:
-            expression = lark_json({"type": "object", **schema}, tool.param)
-            enforced = tool.strict or _compiles(expression)
+            rule = f"{name}: {lark_json(schema, tool.param)}{after}"
         except RequestError:
             if tool.strict:
                 raise
-            enforced = False
-        if not enforced:
-            expression = lark_json({"type": "object"}, tool.param)
-        self.rules.append(f"{name}: {expression}")
-        return name
+            rule = loose
+        if rule != loose and not tool.strict:
+            self.loose[rule] = loose
+        self.rules.append(rule)
+        self.params[name] = tool.param
+
+    def loosened(self) -> "CallGrammar | None":
+        """What it is if the compiler does not take it; None: the request is refused then."""
+        return replace(self, rules=[self.loose.get(rule, rule) for rule in self.rules]) if self.loose else None
 
     def add_input(self, tool: Tool, name: str, end: str) -> str:
         """A rule for a custom tool's text and the end marker after it; returns the rule's name.
@@ -68,6 +86,7 @@ class CallGrammar:
         rule, others = lark_rule(OutputFormat(tool.format.syntax, tool.format.definition, tool.param), f"{name}_text")
         self.rules += [rule, f"{name}: {name}_text {lark_string(end)}" if end else f"{name}: {name}_text"]
         self.others += others
+        self.params |= dict.fromkeys([f"{name}_text", *(other["name"] for other in others)], tool.param)
         return name
 
 
@@ -99,13 +118,6 @@ class ToolFormat(Protocol):
         Raises:
             RequestError: a tool's schema or grammar cannot be enforced.
         """
-
-
-def _compiles(expression: str) -> bool:
-    """Whether the compiler takes an expression of Lark; the worker would refuse the whole request over it."""
-    from llguidance import LLMatcher  # few requests need it
-
-    return not LLMatcher.validate_grammar(join_grammars(f"start: {expression}", []))
 
 
 def lark_until(end: str) -> str:

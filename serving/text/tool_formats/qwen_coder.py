@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..marker_search import MarkerSearch
-from ..output_format import lark_json, lark_string
+from ..output_format import lark_string
 from ..pieces import CallBegin, CallFinish, CallPart, Piece, PieceParser
 from ..tools import Tool
 from .block_parser import BlockParser, BlockReader, NoCallError
@@ -79,7 +79,7 @@ def _add_call(grammar: CallGrammar, tool: Tool, name: str) -> None:
                 grammar.rules.append(f"{rule}[lazy]: {lark_until(_VALUE_END)}")
         else:
             rooted = {**value, **{k: schema[k] for k in ("$defs", "definitions") if k in schema}}
-            grammar.rules.append(f"{rule}: {lark_json(rooted, tool.param)} {lark_string(_VALUE_END)}")
+            grammar.add_json(tool, rule, rooted, otherwise={}, end=_VALUE_END)
         part = f"{lark_string(f'<parameter={key}>{chr(10)}')} {rule}"
         body.append(part if key in (schema.get("required") or ()) else f"({part})?")
     head = lark_string(f"\n<function={tool.name}>\n")
