@@ -8,8 +8,8 @@ that point.
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from typing import Any, Literal, Protocol
 
 import orjson
@@ -235,7 +235,34 @@ class ResponseRuns:
         self._process = uuid.uuid4().hex
         self._by_task: dict[asyncio.Task[None], ResponseRun] = {}
         self._by_id: dict[tuple[str, str], ResponseRun] = {}  # of those that are stored
+        self._conversations: set[tuple[str, str]] = set()  # of principals: something is said in them now
         self._renewal: asyncio.Task[None] | None = None
+
+    @contextmanager
+    def turn_in(self, principal: str, conversation_id: str | None) -> Iterator[None]:
+        """Prepare and `start` a response in a conversation, which nobody else can do until the response is kept.
+
+        Two at once would answer without knowing of each other, and their items would be mixed up.
+
+        Args:
+            principal: whose conversation it is.
+            conversation_id: None: there is none, and nothing to guard.
+
+        Raises:
+            ApiError: 400, another response is being made in it.
+        """
+        if conversation_id is None:
+            yield
+            return
+        turn = (principal, conversation_id)
+        if turn in self._conversations:
+            raise _locked(conversation_id)
+        self._conversations.add(turn)
+        try:
+            yield
+        except BaseException:
+            self._conversations.discard(turn)
+            raise
 
     async def start(
         self, source: ResponseSource, principal: str, *, store: bool, stream: bool, background: bool
@@ -272,6 +299,9 @@ class ResponseRuns:
         task = run.start()
         self._by_task[task] = run
         task.add_done_callback(self._by_task.pop)
+        if conversation := run.response.get("conversation"):
+            turn = (principal, conversation["id"])
+            task.add_done_callback(lambda _: self._conversations.discard(turn))
         if store:
             self._by_id[key] = run
             task.add_done_callback(lambda _: self._by_id.pop(key, None))
@@ -314,6 +344,14 @@ class ResponseRuns:
             except ApiError as error:
                 _log.error("the leases of background responses could not be renewed: %s", error.message)
         self._renewal = None
+
+
+def _locked(conversation_id: str) -> ApiError:
+    return ApiError(
+        f"Another response is being made in conversation '{conversation_id}'. Wait until it is finished, or cancel it.",
+        code="conversation_locked",
+        param="conversation",
+    )
 
 
 def _too_many() -> ApiError:

@@ -35,15 +35,16 @@ def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     async def create_response(request: Request) -> Response:
         body = await read_body(request, ResponseBody, max_body_bytes)
         principal = principal_of(request.headers)
-        accepted = await until_disconnect(request.receive, responses.accept(body, principal))
-        live = accepted.live
-        try:
-            run = await services.runs.start(
-                live, principal, store=body.store, stream=body.stream, background=body.background
-            )
-        except BaseException:
-            await live.close()
-            raise
+        with services.runs.turn_in(principal, body.conversation.id if body.conversation else None):
+            accepted = await until_disconnect(request.receive, responses.accept(body, principal))
+            live = accepted.live
+            try:
+                run = await services.runs.start(
+                    live, principal, store=body.store, stream=body.stream, background=body.background
+                )
+            except BaseException:
+                await live.close()
+                raise
         if body.stream:
             answer: Response = EventStream(run.stream())
         elif body.background:

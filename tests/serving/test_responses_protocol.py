@@ -113,6 +113,7 @@ def test_all_kinds_of_tools_and_choices() -> None:
         ({"tool_choice": {"type": "web_search"}}, "unsupported_parameter", "tool_choice.type", "web_search"),
         ({"tool_choice": "any"}, "invalid_value", "tool_choice", "required"),
         ({"text": {"format": {"type": "json_schema"}}}, "missing_required_parameter", "text.format.schema", "schema"),
+        ({"safety_identifier": "x" * 65}, "string_above_max_length", "safety_identifier", "64"),
         ({"max_output_tokens": 0}, "integer_below_min_value", "max_output_tokens", "1"),
         ({"background": True, "store": False}, "invalid_value", "background", "stored"),
         (

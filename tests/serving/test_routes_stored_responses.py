@@ -260,6 +260,23 @@ async def test_a_conversation_remembers() -> None:
             await client(front, "other").responses.create(model=CHAT, input="hi", conversation=conversation.id)
 
 
+async def test_one_response_at_a_time_is_made_in_a_conversation() -> None:
+    async with open_front() as front:
+        conversation = (await front.post("/v1/conversations", {})).json()["id"]
+        body = {"model": CHAT, "input": "hi", "conversation": conversation}
+        slow(front)
+        running = (await front.post("/v1/responses", body | {"background": True})).json()["id"]
+        said = error(await front.post("/v1/responses", body), 400, "conversation_locked", "conversation")
+        assert conversation in said
+        error(await front.post("/v1/responses", body | {"stream": True}), 400, "conversation_locked", "conversation")
+        assert len(front.engine.jobs) == 1
+        assert (await front.post(f"/v1/responses/{running}/cancel", {})).json()["status"] == "cancelled"
+        error(await front.post("/v1/responses", body | {"model": "nobody"}), 404, "model_not_found", "model")
+        front.engine.script = front.engine.say
+        for streams in (True, False):
+            assert (await front.post("/v1/responses", body | {"stream": streams})).status_code == 200
+
+
 async def test_nothing_of_one_key_exists_for_another() -> None:
     async with open_front() as front:
         slow(front)

@@ -153,7 +153,7 @@ class ResponseBody(_Context, SamplingBody):
     include: list[Include] = Field(default_factory=list, max_length=64)
     metadata: Metadata = Field(default_factory=dict)
     service_tier: ServiceTier = "auto"
-    safety_identifier: str | None = None
+    safety_identifier: str | None = Field(default=None, max_length=64)
     prompt_cache_key: str | None = None
     user: str | None = None
     ttl: int | None = Field(default=None, ge=1)
