@@ -33,6 +33,7 @@ _QUOTED_LINE = re.compile(r"^ *(?:\d+ \| .*|\^+ *)$", re.MULTILINE)
 _PLACE = re.compile(r"at (\d+)\(\d+\): ")
 _PLACE_OF_OURS = re.compile(rf"^{_PLACE.pattern}(?:failed to compile JSON schema: |(?=invalid regex))")
 """Lines of a grammar that the client has not seen."""
+_OPTION_OF_OURS = re.compile(r"\.? Enable '\w+' option.*")
 
 
 class GrammarError(RequestError):
@@ -247,5 +248,5 @@ def _token_ids(tokenizer: dict[str, Any]) -> frozenset[int]:
 def _short(message: str) -> str:
     """The reason without the lines of the grammar that it quotes, and on one line."""
     text = " ".join(_QUOTED_LINE.sub("", message.replace("<non-verbose/>", "")).split())
-    text = _PLACE_OF_OURS.sub("", text)
+    text = _OPTION_OF_OURS.sub("", _PLACE_OF_OURS.sub("", text))
     return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}…"

@@ -10,7 +10,7 @@ from .description import accept_refusals
 from .generation import GenerationBody, MaxTokens
 from .metadata import Metadata
 from .other_fields import CALL, CHAT, MESSAGE, PART
-from .tools import MAX_TOOLS, Function, FunctionCallSpec, ToolChoiceSpec, ToolSpec
+from .tools import MAX_TOOLS, Function, FunctionCallSpec, Named, ToolChoiceSpec, ToolSpec
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 RESERVED_TEMPLATE_NAMES = frozenset(
@@ -172,6 +172,16 @@ class ChatCompletionBody(GenerationBody):
             raise invalid("invalid_value", "the last message has no text to continue.", "continue_final_message")
         if self.functions and self.tools:
             raise invalid("invalid_value", "it excludes 'tools', which replace it. Leave one out.", "functions")
+        if self.functions and self.tool_choice != "auto":
+            raise invalid(
+                "invalid_value", "it chooses among 'tools'. Send function_call with functions.", "tool_choice"
+            )
+        if not self.functions and (
+            isinstance(self.function_call, Named) or (self.tools and self.function_call != "auto")
+        ):
+            raise invalid(
+                "invalid_value", "it chooses among 'functions'. Send tool_choice with tools.", "function_call"
+            )
         names = [tool.function.name if tool.type == "function" else tool.custom.name for tool in self.tools]
         names += [function.name for function in self.functions]
         if len(set(names)) < len(names):

@@ -11,7 +11,7 @@ from itertools import combinations
 from typing import Any
 from urllib.parse import unquote
 
-from .schema_form import check_form, refuse, short, walk
+from .schema_form import COUNTS, check_form, refuse, short, walk
 
 MAX_SCHEMA_BYTES = 256 * 1024
 MAX_SCHEMA_DEPTH = 64
@@ -174,6 +174,8 @@ def _tighten_bounds(node: dict[str, Any], param: str, path: str) -> None:
         elif keyword.startswith("exclusive") and bound == int(bound) and node.get("type") != "integer":
             # Next to a bound less than 1 away, the compiler takes a whole number for included.
             node[keyword] = bound - sign * _NEXT
+    for keyword in COUNTS & node.keys():
+        node[keyword] = int(node[keyword])  # 2.0 is a whole number, but not to the compiler
 
 
 def _check_constants(values: list[Any], param: str, path: str) -> None:

@@ -59,7 +59,9 @@ _TEXT: _Form = (_is_text, "a string")
 _SCHEMA: _Form = (_is_schema, "a schema, which is an object, true or false")
 _SCHEMAS: _Form = (lambda value: bool(value) and _is_list_of(_is_schema)(value), "a list of at least one schema")
 _MAP: _Form = (_is_map_of(_is_schema), "an object of schemas")
-_FORMS: Mapping[str, _Form] = {
+COUNTS = frozenset({"maxItems", "maxLength", "maxProperties", "minItems", "minLength", "minProperties"})
+"""Keywords that count something."""
+_FORMS: Mapping[str, _Form] = dict.fromkeys(COUNTS, _COUNT) | {
     "$defs": _MAP,
     "$ref": _TEXT,
     "$schema": _TEXT,
@@ -73,13 +75,7 @@ _FORMS: Mapping[str, _Form] = {
     "exclusiveMinimum": _OPEN_BOUND,
     "format": _TEXT,
     "items": (lambda value: _is_schema(value) or _is_list_of(_is_schema)(value), "a schema or a list of schemas"),
-    "maxItems": _COUNT,
-    "maxLength": _COUNT,
-    "maxProperties": _COUNT,
     "maximum": _BOUND,
-    "minItems": _COUNT,
-    "minLength": _COUNT,
-    "minProperties": _COUNT,
     "minimum": _BOUND,
     "multipleOf": (_is_positive, "a number above 0"),
     "oneOf": _SCHEMAS,

@@ -204,6 +204,21 @@ async def test_the_older_form_is_answered_in_the_older_form() -> None:
         assert prompt_of(front) == f";call_1{ROME};call_1;"
 
 
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"function_call": {"name": "weather"}}, "function_call"),
+        ({"function_call": {"name": "weather"}, "tools": [WEATHER]}, "function_call"),
+        ({"function_call": "none", "tools": [WEATHER]}, "function_call"),
+        ({"tool_choice": "required", "functions": [WEATHER["function"]]}, "tool_choice"),
+    ],
+)
+async def test_a_choice_among_what_is_not_there_is_refused(fields: dict[str, Any], param: str) -> None:
+    async with open_front() as front:
+        error(await front.chat(**fields), 400, "invalid_value", param)
+        await ask(front, function_call="none")
+
+
 async def test_custom_tools_are_called_with_text() -> None:
     async with open_front() as front:
         front.engine.text = '<custom_tool_call name="patch">\nab\n</custom_tool_call>'

@@ -34,7 +34,7 @@ def refusal(schema):
         {"pattern": "^[^\\x00-\\x1f]+$"},
         {"const": "a\n\t", "enum": [2**53]},
         {"type": "integer", "exclusiveMinimum": 0},
-        {"maxLength": 2.0, "exclusiveMaximum": True, "type": ["string", "null"], "unknown keyword": {"type": 3}},
+        {"maxLength": 2, "exclusiveMaximum": True, "type": ["string", "null"], "unknown keyword": {"type": 3}},
     ],
 )
 def test_what_can_be_enforced_passes_whole(schema):
@@ -124,6 +124,10 @@ def test_bounds_are_drawn_in_to_what_the_compiler_knows():
     assert 0 < compilable({"exclusiveMinimum": 0, "maximum": 0.5}, "p")["exclusiveMinimum"] < 1e-5
     assert -1e-5 < compilable({"exclusiveMaximum": 0}, "p")["exclusiveMaximum"] < 0
     assert bounds == {"minimum": -(2**63), "exclusiveMaximum": 1e300}
+
+
+def test_whole_numbers_are_counts_in_any_spelling():
+    assert repr(compilable({"maxLength": 2.0}, "p")["maxLength"]) == "2"
 
 
 def tagged(tag, **fields):
