@@ -237,6 +237,13 @@ def test_a_call_that_is_cut_off_is_text_or_begun(name: str) -> None:
             assert parse(FORMATS[name], list(raw[:end]), complete=False) == (text, calls)
 
 
+def test_an_end_tag_that_is_cut_is_no_input_of_a_custom_tool() -> None:
+    begun, end = '<custom_tool_call name="patch">\nab', "\n</custom_tool_call>"
+    for length in range(len(end)):
+        assert parse(FORMATS["hermes"], [begun + end[:length]], complete=False) == ("", [("patch", "ab", False)])
+    assert parse(FORMATS["hermes"], [f"{begun}\n</"]) == ("", [("patch", "ab\n</", True)])
+
+
 def test_control_tokens_never_reach_the_client() -> None:
     tokens = ControlTokens({"[TOOL_CALLS]": 1, "[ARGS]": 2})
     raw = "ab[TOOL_CALLS]who[ARGS]{} c"

@@ -97,7 +97,7 @@ class RawReader:
 
     def finish(self, *, complete: bool) -> list[Piece]:
         """See BlockReader."""
-        held = self._search.flush()
+        held = self._search.flush() if complete else ""  # of an end tag, if a limit has cut it
         pieces: list[Piece] = [CallPart(held)] if held else []
         if self._name is not None:
             pieces.insert(0, CallBegin(self._name))
