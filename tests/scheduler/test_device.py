@@ -17,7 +17,7 @@ def test_automatic_values_are_filled_in() -> None:
 
 
 def test_given_values_stay() -> None:
-    given = EngineConfig(device="cpu", max_num_seqs=4, max_num_batched_tokens=64, num_threads=3)
+    given = EngineConfig(device="cpu", max_num_seqs=4, max_num_batched_tokens=64, num_threads=3, itl_target_ms=30)
     assert device.resolve(given) == given
 
 

@@ -329,19 +329,19 @@ async def test_silence_is_filled_with_data_events(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(live, "FIRST_SIGN_SECONDS", 0.005)
     monkeypatch.setattr(live, "KEEP_ALIVE_SECONDS", 0.005)
     async with open_front() as front:
-        front.engine.script = lambda job: [0.05, *front.engine.say(job)]
+        front.engine.script = lambda job: [0.3, *front.engine.say(job)]
         names = [event["type"] for event in await stream(front)]
         assert names[:4] == ["response.created", *["response.in_progress"] * 3]
         assert names.count("response.in_progress") > 3
 
         def computing(job: Submit) -> list[RequestOutput | float]:
             """A long prompt: signs of life that are no events."""
-            signs = [RequestOutput(job.request_id, [], num_computed_tokens=number) for number in range(1, 30)]
+            signs = [RequestOutput(job.request_id, [], num_computed_tokens=number) for number in range(1, 100)]
             return [item for sign in signs for item in (sign, 0.002)] + front.engine.say(job)
 
         front.engine.script = computing
         names = [event["type"] for event in await stream(front)]
-        assert 3 < names.count("response.in_progress") < 25
+        assert 3 < names.count("response.in_progress") < 100
 
 
 async def test_a_stream_lives_while_its_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
