@@ -63,7 +63,6 @@ def test_demanded_calls_fit_their_schemas(client: OpenAI, choice: Any, names: se
         messages=QUESTION,
         tools=TOOLS,
         tool_choice=choice,
-        parallel_tool_calls=False,
         temperature=temperature,
         seed=1,
         n=2,
@@ -83,7 +82,6 @@ def test_a_streamed_call_is_the_same(client: OpenAI) -> None:
         "messages": QUESTION,
         "tools": TOOLS,
         "tool_choice": "required",
-        "parallel_tool_calls": False,
         "temperature": 0,
         "max_tokens": 200,
     }
