@@ -27,7 +27,7 @@ from penstock.serving.shelf.download import fetch_starter
 from penstock.serving.shelf.starter import STARTER_MODELS
 
 SECOND_MODEL = "second-chat-model"
-STREAMS = ("--endpoint", "chat", "--concurrency", "4", "--num-requests", "8", "--warmup", "4", "--seed", "1",
+STREAMS = ("--endpoint", "chat", "--concurrency", "4", "--num-requests", "4", "--warmup", "4", "--seed", "1",
            "--input-len", "64", "--output-len", "128")  # fmt: skip
 PROMPTS = ("--endpoint", "chat", "--concurrency", "2", "--input-len", "2000", "--output-len", "8")
 

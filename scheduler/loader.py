@@ -97,12 +97,13 @@ class ModelLoader:
     def missing_bytes(self, spec: ModelSpec) -> int:
         """Memory that must become free before a model can be loaded."""
         needed = int(_estimate(spec, self._config) * _WORKSPACE)
-        return max(0, needed - device.memory_for_weights(self._config.device))
+        return max(0, needed - device.memory_for_weights(self._config.device)) if needed else 0
 
     @property
     def wanted_bytes(self) -> int:
-        """Memory that the models on their way will take."""
-        return sum(job.num_bytes or _estimate(job.spec, self._config) for job in self._jobs if not job.cancelled)
+        """Memory that the models on their way need to be loaded."""
+        jobs = [job for job in self._jobs if not job.cancelled]
+        return int(sum(job.num_bytes or _estimate(job.spec, self._config) for job in jobs) * _WORKSPACE)
 
     def take_news(self) -> list[News]:
         """What has happened since the last call: of each model's progress only the newest."""

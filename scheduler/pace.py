@@ -14,6 +14,7 @@ from dataclasses import dataclass
 MIN_TOKENS = 32
 """Prompt tokens that every step may take, so that slow streams starve no prompt."""
 
+_AIM = 0.8  # of the target, since steps take longer than expected as often as shorter
 _ROW_SCALE = 32  # streams; brings base and row to one size for the gradient
 _ROW_RATE = 0.5
 # Dearer is believed sooner than cheaper: a target missed is worse than a few steps too small.
@@ -71,11 +72,11 @@ class StepPace:
         self._models: dict[str, ModelPace] = {}
 
     def seconds_beside(self, num_rows: Mapping[str, int]) -> float:
-        """Seconds that are left for prompts and texts beside so many streams of each model; infinite if none runs."""
+        """Seconds to spend on prompts and texts beside so many streams of each model; infinite if none runs."""
         if self.target == 0 or not any(num_rows.values()):
             return math.inf
         taken = sum(self._of(model).of_rows(count) for model, count in num_rows.items())
-        return max(0.0, self.target - taken)
+        return max(0.0, _AIM * self.target - taken)
 
     def seconds_per_token(self, model: str) -> float:
         """Of a prompt or a text; infinite while nothing is known, so that a model begins with the smallest steps."""

@@ -136,6 +136,21 @@ def test_running_out_of_memory_has_its_own_code(listener: Listener, script: Scri
     assert failed.message
 
 
+def test_the_room_that_is_kept_is_the_room_that_is_needed(
+    listener: Listener, script: Script, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ModelSpec("a", str(folder), "generate", "float32")
+    listener.ask("a", path=str(folder))
+    wanted = listener.loader.wanted_bytes
+    monkeypatch.setattr(device, "available_memory", lambda name: wanted)
+    assert listener.loader.missing_bytes(spec) == 0
+    check_memory("a", loaded_bytes(spec, "cpu"), "cpu")
+    monkeypatch.setattr(device, "available_memory", lambda name: wanted - 10)
+    assert listener.loader.missing_bytes(spec) == 10
+    monkeypatch.setattr(device, "available_memory", lambda name: -10)
+    assert listener.loader.missing_bytes(ModelSpec("b", str(folder / "nothing"), "generate", "float32")) == 0
+
+
 def test_what_does_not_fit_is_not_read(listener: Listener, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "available_memory", lambda name: 1000)
     listener.ask("m", path=str(folder))

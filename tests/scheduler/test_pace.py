@@ -33,7 +33,7 @@ def test_models_add_up_and_an_unloaded_one_is_forgotten() -> None:
         pace.observe("a", 4, 0, 0.05)
         pace.observe("b", 1, 0, 0.03)
         pace.observe("b", 0, 100, 0.1)
-    assert pace.seconds_beside({"a": 4, "b": 1}) == pytest.approx(TARGET - 0.08)
+    assert pace.seconds_beside({"a": 4, "b": 1}) == pytest.approx(0.8 * TARGET - 0.08)
     assert pace.seconds_per_token("b") == pytest.approx(0.001)
     pace.forget("b")
     assert pace.seconds_per_token("b") == math.inf
@@ -146,9 +146,9 @@ class Simulation:
 def check(seconds: list[float]) -> None:
     """The target is kept but for single steps, and used."""
     ordered = sorted(seconds)
-    assert ordered[len(ordered) * 95 // 100] < 1.25 * TARGET
+    assert ordered[len(ordered) * 95 // 100] < TARGET
     assert ordered[-1] < 2.5 * TARGET
-    assert sum(seconds) / len(seconds) > 0.6 * TARGET
+    assert sum(seconds) / len(seconds) > 0.45 * TARGET
 
 
 def test_streams_would_wait_without_a_target() -> None:
