@@ -66,8 +66,8 @@ class ModelLoader:
         """Asked for and not yet reported as done; the first is being loaded."""
         self._queue: deque[_Job] = deque()
         self._news: deque[tuple[_Job, News]] = deque()
-        self._asked = threading.Semaphore(0)
-        self._thread: threading.Thread | None = None
+        self._lock = threading.Lock()
+        self._is_running = False
 
     # ------------------------------------------------------------------------------------------- the engine's thread
 
@@ -77,11 +77,11 @@ class ModelLoader:
             return False
         job = _Job(spec, num_threads)
         self._jobs.append(job)
-        self._queue.append(job)
-        self._asked.release()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="model-loader", daemon=True)
-            self._thread.start()
+        with self._lock:
+            self._queue.append(job)
+            must_start, self._is_running = not self._is_running, True
+        if must_start:
+            threading.Thread(target=self._run, name="model-loader", daemon=True).start()
         return True
 
     def is_loading(self, name: str) -> bool:
@@ -122,11 +122,19 @@ class ModelLoader:
     # ------------------------------------------------------------------------------------------- the loader's thread
 
     def _run(self) -> None:
+        """Load until nobody waits.
+
+        Then the thread ends, and with it OpenMP's threads that are its own. As long as there are more of those than
+        processors, OpenMP sends waiting ones to sleep at once, and every step of the engine takes half as long again.
+        """
         if sys.platform == "linux":  # where a thread has a niceness of its own
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         while True:
-            self._asked.acquire()
-            job = self._queue.popleft()
+            with self._lock:
+                if not self._queue:
+                    self._is_running = False
+                    return
+                job = self._queue.popleft()
             usual_interval = sys.getswitchinterval()
             sys.setswitchinterval(_SWITCH_INTERVAL)
             item = self._load(job)

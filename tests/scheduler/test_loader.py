@@ -112,6 +112,17 @@ def test_nothing_that_a_model_does_ends_the_thread(listener: Listener, script: S
     assert isinstance(listener.end_of("a"), ModelFailed)
 
 
+def test_its_thread_ends_with_its_work_and_begins_again(listener: Listener, script: Script) -> None:
+    for _ in range(2):
+        script.go_on.release()
+        listener.ask("a")
+        threads = [thread for thread in threading.enumerate() if thread.name == "model-loader"]
+        assert isinstance(listener.end_of("a"), ModelFailed)
+        for thread in threads:
+            thread.join(60)
+            assert not thread.is_alive()
+
+
 def test_a_cancelled_model_stops_at_its_next_progress_and_is_silent(listener: Listener, script: Script) -> None:
     listener.ask("a", "b")
     script.started.acquire()
