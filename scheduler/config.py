@@ -40,7 +40,7 @@ class EngineConfig:
     """Tokens one step may compute; 0: 512 on a CPU, 8192 on a GPU."""
     itl_target_ms: int = -1
     """Milliseconds between two tokens of a stream that prompts and texts beside it should not exceed; 0: no bound,
-    negative: 200 on a CPU, 50 on a GPU."""
+    negative: 400 on a CPU, 50 on a GPU."""
     enable_prefix_caching: bool = True
     num_threads: int = 0
     """Threads of one CPU operation; 0: the number of physical cores."""

@@ -12,7 +12,7 @@ from .config import EngineConfig
 # About 0.4 s of a small CPU's time for a 135M model: longer steps stall streams, shorter ones waste matrix products.
 _CPU_STEP_TOKENS = 512
 _GPU_STEP_TOKENS = 8192
-_CPU_ITL_TARGET_MS = 200
+_CPU_ITL_TARGET_MS = 400
 _GPU_ITL_TARGET_MS = 50
 _CPU_MEMORY_SHARE = 0.25  # the rest of the machine belongs to the weights and to other programs
 _GPU_MEMORY_SHARE = 0.9

@@ -104,7 +104,7 @@ class Settings(BaseSettings):
         ge=0,
         le=60_000,
         description="milliseconds between two tokens of a stream, which prompts and texts beside it shall not exceed; "
-        "0: no bound; without it: 200 on a CPU, 50 on a GPU",
+        "0: no bound; without it: 400 on a CPU, 50 on a GPU",
         json_schema_extra=_metavar("MS"),
     )
     enable_prefix_caching: bool = Field(default=True, description="let requests share the computed parts of prompts")
