@@ -28,6 +28,7 @@ from rich.console import Console
 from penstock.scheduler.config import ModelSpec, WorkerConfig
 from penstock.scheduler.errors import ModelLoadError
 from penstock.scheduler.launch import WorkerProcess, start_worker
+from penstock.scheduler.messages import ModelLoading
 
 from .server_log import LINE_FORMAT, log_file, logging_to
 from .settings import Settings
@@ -172,6 +173,8 @@ class _Server:
 
         settings = self._settings
         engine = EngineClient(self._worker.config.address)
+        # The worker says so itself as soon as it has imported its libraries; until then they would seem to be unloaded.
+        engine.loading = {spec.name: ModelLoading(spec.name, "waiting", 0.0) for spec in self._worker.config.models}
         registry = Registry(
             self._models,
             home=settings.home,

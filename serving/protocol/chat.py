@@ -2,14 +2,13 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, FailFast, Field, GetJsonSchemaHandler, model_validator
-from pydantic_core import CoreSchema
+from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from .body import RequestBody, invalid
-from .description import accept_refusals
 from .generation import GenerationBody, MaxTokens
 from .metadata import Metadata
 from .other_fields import CALL, CHAT, MESSAGE, PART
+from .text_part import TextPartBody
 from .tools import MAX_TOOLS, Function, FunctionCallSpec, Named, ToolChoiceSpec, ToolSpec
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -29,36 +28,13 @@ def _check_service_tier(value: Any) -> Any:
     return value
 
 
-class ContentPart(RequestBody):
+class ContentPart(TextPartBody):
     """One piece of a message: text, or an earlier refusal."""
 
     other_fields = PART
+    unreadable = ("image_url", "input_audio", "file", "video_url", "audio_url")
 
     type: Literal["text", "refusal"]
-    text: str
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """As `_only_text` reads it."""
-        schema = super().__get_pydantic_json_schema__(core_schema, handler)
-        accept_refusals(schema)
-        return schema
-
-    @model_validator(mode="before")
-    @classmethod
-    def _only_text(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict):
-            return raw
-        kind = raw.get("type")
-        if kind == "refusal":
-            return {**{k: v for k, v in raw.items() if k != "refusal"}, "text": raw.get("refusal")}
-        if kind in ("image_url", "input_audio", "file", "video_url", "audio_url"):
-            raise invalid(
-                "unsupported_parameter",
-                f"content parts of type {kind!r} are not understood by the models here. Send text parts.",
-                "type",
-            )
-        return raw
 
 
 Content = Annotated[

@@ -67,7 +67,8 @@ class CustomTool(RequestBody):
     custom: Custom
 
 
-def _type_tag(raw: Any) -> str:
+def type_tag(raw: Any) -> str:
+    """Tells the members of a union of tools apart; the parentheses keep the tag out of error paths."""
     kind = raw.get("type") if isinstance(raw, dict) else getattr(raw, "type", None)
     return f"({kind})"
 
@@ -75,7 +76,7 @@ def _type_tag(raw: Any) -> str:
 ToolSpec = Annotated[
     Annotated[FunctionTool, Tag("(function)")] | Annotated[CustomTool, Tag("(custom)")],
     Discriminator(
-        _type_tag,
+        type_tag,
         custom_error_type="invalid_value",
         custom_error_message="no tool of this type can be called here. Send tools of type function or custom.",
     ),
@@ -107,7 +108,7 @@ class NamedCustom(RequestBody):
 NamedTool = Annotated[
     Annotated[NamedFunction, Tag("(function)")] | Annotated[NamedCustom, Tag("(custom)")],
     Discriminator(
-        _type_tag,
+        type_tag,
         custom_error_type="invalid_value",
         custom_error_message="name a tool of type function or custom.",
     ),
@@ -129,7 +130,7 @@ class AllowedToolsChoice(RequestBody):
 
 
 def _choice_tag(raw: Any) -> str:
-    return "(mode)" if isinstance(raw, str) else _type_tag(raw)
+    return "(mode)" if isinstance(raw, str) else type_tag(raw)
 
 
 ToolChoiceSpec = Annotated[

@@ -5,44 +5,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, FailFast, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
-from ..body import RequestBody, invalid
-from ..description import accept_refusals
-from ..explain import preview
+from ..body import RequestBody
+from ..text_part import TextPartBody
 from .fates import PART
 
-_UNREADABLE = ("input_image", "input_file", "input_audio", "image_url", "file", "computer_screenshot")
 
-
-class TextPart(RequestBody):
+class TextPart(TextPartBody):
     """A piece of a message: text, or an earlier refusal."""
 
     other_fields = PART
+    unreadable = ("input_image", "input_file", "input_audio", "image_url", "file", "computer_screenshot")
 
     type: Literal["input_text", "output_text", "text", "refusal", "summary_text", "reasoning_text"]
-    text: str
-
-    @classmethod
-    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """As `_only_text` reads it."""
-        schema = super().__get_pydantic_json_schema__(core_schema, handler)
-        accept_refusals(schema)
-        return schema
-
-    @model_validator(mode="before")
-    @classmethod
-    def _only_text(cls, raw: Any) -> Any:
-        if not isinstance(raw, dict):
-            return raw
-        kind = raw.get("type")
-        if kind == "refusal":
-            return {**{k: v for k, v in raw.items() if k != "refusal"}, "text": raw.get("refusal")}
-        if kind in _UNREADABLE:
-            raise invalid(
-                "unsupported_parameter",
-                f"content parts of type {preview(kind)} are not understood by the models here. Send text parts.",
-                "type",
-            )
-        return raw
 
 
 class OutputPart(RequestBody):

@@ -16,6 +16,7 @@ from pydantic_core import CoreSchema
 
 from ..body import RequestBody, invalid
 from ..explain import preview
+from ..tools import type_tag
 from .fates import TOOL
 
 MAX_TOOLS = 1024
@@ -50,15 +51,10 @@ class TextFormat(RequestBody):
     type: Literal["text"]
 
 
-def _type_tag(raw: Any) -> str:
-    kind = raw.get("type") if isinstance(raw, dict) else getattr(raw, "type", None)
-    return f"({kind})"
-
-
 InputFormat = Annotated[
     Annotated[GrammarFormat, Tag("(grammar)")] | Annotated[TextFormat, Tag("(text)")],
     Discriminator(
-        _type_tag, custom_error_type="invalid_value", custom_error_message="send a format of type grammar or text."
+        type_tag, custom_error_type="invalid_value", custom_error_message="send a format of type grammar or text."
     ),
 ]
 
@@ -77,7 +73,7 @@ class CustomTool(RequestBody):
 MemberTool = Annotated[
     Annotated[FunctionTool, Tag("(function)")] | Annotated[CustomTool, Tag("(custom)")],
     Discriminator(
-        _type_tag,
+        type_tag,
         custom_error_type="invalid_value",
         custom_error_message="a namespace holds function and custom tools. Send only those.",
     ),
@@ -115,7 +111,7 @@ class OtherTool(RequestBody):
 
 
 def _tool_tag(raw: Any) -> str:
-    tag = _type_tag(raw)
+    tag = type_tag(raw)
     return tag if tag in ("(function)", "(custom)", "(namespace)") else "(other)"
 
 
@@ -162,7 +158,7 @@ class AllowedTools(RequestBody):
 def _choice_tag(raw: Any) -> str:
     if isinstance(raw, str):
         return "(mode)"
-    return "(allowed)" if _type_tag(raw) == "(allowed_tools)" else "(named)"
+    return "(allowed)" if type_tag(raw) == "(allowed_tools)" else "(named)"
 
 
 ToolChoiceSpec = Annotated[
