@@ -1,6 +1,7 @@
 """A device worker without models: `python stub_worker.py CONFIG_JSON` speaks the worker's side of the wire.
 
-What each model does follows from its name: "fails" cannot be loaded, "slow" is ready only after a second. A job gets
+What each model does follows from its name: "fails" cannot be loaded, "slow" is ready only after a second, and
+"late" lets a second pass before the worker says anything. A job gets
 the tokens 1 and 2, the second a good while after the first if the prompt is long, and never if it is very long.
 """
 
@@ -33,6 +34,8 @@ def main() -> None:
     config = load_config(sys.argv[1])
     if any(spec.name == "crashes" for spec in config.models):
         sys.exit(7)
+    if any(spec.name == "late" for spec in config.models):
+        time.sleep(PAUSE_SECONDS)
     socket = zmq.Context.instance().socket(zmq.ROUTER)
     socket.bind(config.address)
     poller = zmq.Poller()

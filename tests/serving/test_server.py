@@ -191,6 +191,21 @@ def test_requests_for_a_loading_model_wait_for_it(tmp_path: Path, scratch: Path)
     assert answer.status_code == 200
 
 
+def test_a_model_counts_as_loading_before_the_worker_says_so(tmp_path: Path, scratch: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    server = StubbedServer([make_model(tmp_path / "late")], scratch, "--port", str(port)).spawn()
+    states: list[str] = []
+    while "loaded" not in states:
+        try:
+            (listed,) = httpx.get(f"http://127.0.0.1:{port}/v1/models", timeout=20).json()["data"]
+            states.append(listed["state"])
+        except httpx.ConnectError:
+            assert server.process.poll() is None, server.log
+    assert server.stop() == 0
+    assert set(states) == {"loading", "loaded"}
+
+
 def test_a_model_that_fails_leaves_the_others(tmp_path: Path, scratch: Path) -> None:
     with StubbedServer([make_model(tmp_path / "fails"), make_model(tmp_path / "tiny")], scratch) as server:
         assert complete(server, "tiny").status_code == 200
