@@ -19,6 +19,9 @@ def compile_kernels() -> None:
     from penstock.kernels.attention_prefill import prefill_kernel, tile_sizes
     from penstock.kernels.bitmask_triton import bitmask_kernel
     from penstock.kernels.cache_write_triton import cache_write_kernel
+    from penstock.kernels.rmsnorm_triton import rms_norm_kernel
+    from penstock.kernels.rope_triton import rope_cache_write_kernel
+    from penstock.kernels.silu_mul_triton import silu_mul_kernel
 
     plain = {"WINDOW": 0, "SOFTCAP": False, "SINKS": False}
     full = {"WINDOW": 4096, "SOFTCAP": True, "SINKS": True}
@@ -47,11 +50,20 @@ def compile_kernels() -> None:
             "NUM_KV_HEADS": 3,
             "KEY_WIDTH": next_power_of_2(3 * head_dim),
             "VALUE_WIDTH": next_power_of_2(3 * value_head_dim),
+            "NUM_HEADS": 3 * group,
+            "NORM": options is full,
+            "BLOCK_H": 8,
+            "BLOCK_HALF": next_power_of_2(head_dim // 2),
         }
         _compile(cache_write_kernel, dtype, constants)
         _compile(decode_kernel, dtype, constants)
         _compile(reduce_splits_kernel, dtype, constants)
         _compile(prefill_kernel, dtype, constants, num_warps)
+        _compile(rope_cache_write_kernel, dtype, constants)
+    for size, add in ((576, False), (4096, True), (17000, True)):
+        tile = min(next_power_of_2(size), 16384)
+        _compile(rms_norm_kernel, torch.bfloat16, {"SIZE": size, "TILE": tile, "ADD": add}, num_warps=8)
+    _compile(silu_mul_kernel, torch.bfloat16, {"TILE": 1024})
     _compile(bitmask_kernel, torch.float32, {"TILE": 4096})
 
 
@@ -66,9 +78,11 @@ def _compile(kernel: Any, dtype: torch.dtype, constants: dict[str, Any], num_war
 
     states = {torch.bfloat16: "*bf16", torch.float16: "*fp16", torch.float32: "*fp32"}[dtype]
     types = dict.fromkeys(("query", "key", "value", "key_cache", "value_cache", "output"), states)
+    types |= dict.fromkeys(("qkv", "cos", "sin", "q_norm_weight", "k_norm_weight"), states)
+    types |= dict.fromkeys(("x", "residual", "weight", "total", "gate_up"), states)
     types |= dict.fromkeys(("partial_output", "partial_lse", "sinks"), "*fp32")
     types |= dict.fromkeys(("block_table", "seq_lens", "query_start_loc"), "*i32")
-    types |= {"scale": "fp32", "softcap": "fp32", "slot_mapping": "*i64"}
+    types |= {"scale": "fp32", "softcap": "fp32", "eps": "fp32", "slot_mapping": "*i64"}
     types |= {"logits": "*fp32", "rows": "*i64", "bits": "*i32"}
     constexprs = {name: constants[name] for name in kernel.arg_names if name in constants}
     signature = {
@@ -98,4 +112,7 @@ def test_kernels_compile_for_sm_90(tmp_path: Path) -> None:
         "decode_kernel",
         "reduce_splits_kernel",
         "prefill_kernel",
+        "rms_norm_kernel",
+        "rope_cache_write_kernel",
+        "silu_mul_kernel",
     }
