@@ -8,5 +8,5 @@ packages = find_namespace_packages(include=[pattern for room in ROOMS for patter
 setup(
     packages=[f"penstock.{package}" for package in packages],
     package_dir={f"penstock.{room}": room for room in ROOMS},
-    package_data={"": ["py.typed"]},
+    package_data={"": ["py.typed"], "penstock.kernels": ["*.c", "*.h"]},
 )

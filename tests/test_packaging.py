@@ -49,7 +49,7 @@ def test_the_wheel_holds_the_rooms_under_penstock_and_nothing_else(wheel: Path) 
         f"penstock/{file.relative_to(ROOT)}"
         for room in ROOMS
         for file in (ROOT / room).rglob("*")
-        if file.suffix == ".py" or file.name == "py.typed"
+        if file.suffix in (".py", ".c", ".h") or file.name == "py.typed"
     }
     assert names == sources
     assert {f"penstock/{room}/py.typed" for room in ROOMS} <= names
