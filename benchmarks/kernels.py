@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from penstock.kernels.attention import AttentionBatch, paged_attention
-from penstock.kernels.attention_reference import attend_reference
+from penstock.kernels.attention_reference import attend_reference, cache_write_reference
 from penstock.kernels.bitmask import apply_bitmask, apply_bitmask_reference
 
 NUM_LAYERS = 4
@@ -125,7 +125,8 @@ def measure(workload: Workload, arguments: argparse.Namespace) -> Measurement:
         paged_attention(query, key, value, *caches[layer], batch, scale=scale)
 
     def plain(layer: int) -> None:
-        attend_reference(query, key, value, *caches[layer], batch, scale)
+        cache_write_reference(key, value, *caches[layer], batch)
+        attend_reference(query, *caches[layer], batch, scale)
 
     token_bytes = 2 * num_kv_heads * head_dim * dtype.itemsize
     seconds = best(fast, device, arguments.seconds)

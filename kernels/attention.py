@@ -7,9 +7,10 @@ size.
 import torch
 
 from .attention_batch import AttentionBatch
+from .cache_write import cache_write
 from .dispatch import attention_for
 
-__all__ = ["AttentionBatch", "paged_attention"]
+__all__ = ["AttentionBatch", "cached_attention", "paged_attention"]
 
 
 def paged_attention(
@@ -27,15 +28,52 @@ def paged_attention(
 ) -> torch.Tensor:
     """Store the step's keys and values, then attend causally from each token to its row's keys.
 
+    `cache_write`, then `cached_attention`, whose arguments these are.
+
+    Args:
+        query: [T, H, D].
+        key: [T, K, D], positions already applied.
+        value: [T, K, Dv].
+        key_cache: [B, K, S, D]; written in place.
+        value_cache: [B, K, S, Dv], likewise.
+        batch: the step's rows.
+        scale: as there.
+        sliding_window: as there.
+        softcap: as there.
+        sinks: as there.
+
+    Returns:
+        [T, H, Dv] of the query's dtype, contiguous.
+
+    Raises:
+        ValueError: the tensors' shapes or dtypes do not fit each other or the batch.
+    """
+    cache_write(key, value, key_cache, value_cache, batch)
+    attend = attention_for(query.device.type)
+    return attend(query, key_cache, value_cache, batch, scale, sliding_window, softcap, sinks)
+
+
+def cached_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    batch: AttentionBatch,
+    *,
+    scale: float,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attend causally from each token to its row's keys, which are in the cache, those of the step among them.
+
     All keys of the step are stored before any is read, because a row may share blocks that another row fills in the
     same step.
 
     Args:
         query: [T, H, D], positions already applied; H a multiple of K.
-        key: [T, K, D], likewise.
-        value: [T, K, Dv].
-        key_cache: [B, K, S, D]; written in place. Each [K, S, D] is contiguous, and on a CPU the distance between two
-            blocks is a multiple of S * D.
+        key_cache: [B, K, S, D]. Each [K, S, D] is contiguous, and on a CPU the distance between two blocks is a
+            multiple of S * D. Slots behind a row's last token may be written: a CPU clears those of blocks that the
+            step begins.
         value_cache: [B, K, S, Dv], likewise.
         batch: the step's rows.
         scale: factor of the scores.
@@ -50,4 +88,4 @@ def paged_attention(
         ValueError: the tensors' shapes or dtypes do not fit each other or the batch.
     """
     attend = attention_for(query.device.type)
-    return attend(query, key, value, key_cache, value_cache, batch, scale, sliding_window, softcap, sinks)
+    return attend(query, key_cache, value_cache, batch, scale, sliding_window, softcap, sinks)

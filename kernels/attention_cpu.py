@@ -13,14 +13,12 @@ import torch
 
 from .attention_batch import AttentionBatch
 from .attention_cpu_plan import Bucket, LayerKind, Plan, make_plan
-from .cache_write import as_pages, clear_rows, pages_per_block, write_rows
+from .cache_write_cpu import as_pages, clear_rows, pages_per_block
 from .checks import check_attention
 
 
 def attend(
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     batch: AttentionBatch,
@@ -29,9 +27,9 @@ def attend(
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`paged_attention` for CPU tensors; same arguments, same result."""
+    """`cached_attention` for CPU tensors; same arguments, same result."""
     num_tokens, num_heads, head_dim = query.shape
-    _, num_kv_heads, value_head_dim = value.shape
+    _, num_kv_heads, _, value_head_dim = value_cache.shape
     kind = LayerKind(
         num_heads,
         num_kv_heads,
@@ -44,19 +42,14 @@ def attend(
     )
     plan: Plan | None = batch.plans.get(kind)
     if plan is None:
-        num_slots = len(batch.host.slot_mapping)
-        check_attention(query, key, value, key_cache, value_cache, num_slots, batch.block_size, sinks)
+        check_attention(query, key_cache, value_cache, len(batch.host.slot_mapping), batch.block_size, sinks)
         plan = batch.plans[kind] = make_plan(batch, kind)
 
-    if plan.stored_tokens is not None:
-        key, value = key[plan.stored_tokens], value[plan.stored_tokens]
     key_pages, value_pages = as_pages(key_cache), as_pages(value_cache)  # [pages, S * D]
-    write_rows(key, key_pages, plan.key_rows.stored)
-    write_rows(value, value_pages, plan.value_rows.stored)
     # One decode step in S clears slots; 4 microseconds a cache, 34 if 32 rows begin a block at once.
-    if plan.key_rows.cleared is not None and plan.value_rows.cleared is not None:
-        clear_rows(key_pages, head_dim, plan.key_rows.cleared)
-        clear_rows(value_pages, value_head_dim, plan.value_rows.cleared)
+    if plan.cleared_keys is not None and plan.cleared_values is not None:
+        clear_rows(key_pages, head_dim, plan.cleared_keys)
+        clear_rows(value_pages, value_head_dim, plan.cleared_values)
 
     scaled = query * scale
     output = query.new_empty(num_tokens, num_heads, value_head_dim)

@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 from .attention_batch import AttentionBatch
-from .cache_write import cache_rows
+from .cache_write_cpu import cache_rows
 
 # Measured in bfloat16: with 9 heads, units of 64 tokens are as fast as 128 and twice as fast as a whole prompt of 512.
 _MAX_UNIT_TOKENS = 64
@@ -64,23 +64,15 @@ class Bucket:
     values: torch.Tensor  # [U * K, C, Dv]: `value_pages` as matrices
 
 
-@dataclass(frozen=True, slots=True)
-class CacheRows:
-    """Where the step writes into one cache, see `cache_rows`."""
-
-    stored: torch.Tensor  # [stored tokens * K] int64
-    cleared: torch.Tensor | None
-    """[cleared slots * K] int64; None: the step begins no block that it does not fill."""
-
-
 @dataclass(slots=True)
 class Plan:
     """How layers of one kind attend in one step."""
 
-    stored_tokens: torch.Tensor | None
-    """[at most T] int64: the tokens to store in the cache; None: all."""
-    key_rows: CacheRows
-    value_rows: CacheRows
+    cleared_keys: torch.Tensor | None
+    """[cleared slots * K] int64, `cache_rows` of the keys' cache; None: the step begins no block that it does not
+    fill."""
+    cleared_values: torch.Tensor | None
+    """The same for the values; the same tensor if they lie alike."""
     buckets: list[Bucket]
 
 
@@ -98,19 +90,13 @@ class _Units(NamedTuple):
 
 def make_plan(batch: AttentionBatch, kind: LayerKind) -> Plan:
     """The plan of `batch` for layers of `kind`."""
-    slots = batch.host.slot_mapping
-    stored = slots >= 0
-    stored_tokens = None if stored.all() else torch.from_numpy(np.flatnonzero(stored))
-    stored_slots, cleared_slots = torch.from_numpy(slots[stored]), _cleared_slots(batch)
-
-    def rows(block_pages: int) -> CacheRows:
-        def at(slots: torch.Tensor) -> torch.Tensor:
-            return cache_rows(slots, kind.num_kv_heads, batch.block_size, block_pages)
-
-        return CacheRows(at(stored_slots), None if cleared_slots is None else at(cleared_slots))
-
-    key_rows = rows(kind.key_block_pages)
-    value_rows = key_rows if kind.value_block_pages == kind.key_block_pages else rows(kind.value_block_pages)
+    cleared_keys = cleared_values = None
+    cleared_slots = _cleared_slots(batch)
+    if cleared_slots is not None:
+        cleared_keys = cache_rows(cleared_slots, kind.num_kv_heads, batch.block_size, kind.key_block_pages)
+        cleared_values = cleared_keys
+        if kind.value_block_pages != kind.key_block_pages:
+            cleared_values = cache_rows(cleared_slots, kind.num_kv_heads, batch.block_size, kind.value_block_pages)
 
     units = _cut(batch, kind.sliding_window)
     groups = [units.take(indices) for indices in _group(units, batch.block_size, kind)]
@@ -121,7 +107,7 @@ def make_plan(batch: AttentionBatch, kind: LayerKind) -> Plan:
     same = kind.value_head_dim == kind.head_dim
     values = keys if same else torch.empty(page_tokens * kind.value_head_dim, dtype=kind.dtype)
     buckets = [_bucket(group, batch, kind, keys, values) for group in groups]
-    return Plan(stored_tokens, key_rows, value_rows, buckets)
+    return Plan(cleared_keys, cleared_values, buckets)
 
 
 def _cleared_slots(batch: AttentionBatch) -> torch.Tensor | None:

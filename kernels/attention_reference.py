@@ -14,11 +14,11 @@ def cache_write_reference(
     value: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
+    batch: AttentionBatch,
 ) -> None:
-    """Store the keys and values of the step in the caches, token by token; a negative slot stores nothing."""
+    """`cache_write`, token by token; same arguments."""
     block_size = key_cache.shape[2]
-    for token, slot in enumerate(slot_mapping.tolist()):
+    for token, slot in enumerate(batch.slot_mapping.tolist()):
         if slot >= 0:
             key_cache[slot // block_size, :, slot % block_size] = key[token]
             value_cache[slot // block_size, :, slot % block_size] = value[token]
@@ -26,8 +26,6 @@ def cache_write_reference(
 
 def attend_reference(
     query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     batch: AttentionBatch,
@@ -36,9 +34,8 @@ def attend_reference(
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`paged_attention`; same arguments, same result."""
-    cache_write_reference(key, value, key_cache, value_cache, batch.slot_mapping)
-    output = query.new_zeros(query.shape[0], query.shape[1], value.shape[2])  # [T, H, Dv]
+    """`cached_attention`; same arguments, same result."""
+    output = query.new_zeros(query.shape[0], query.shape[1], value_cache.shape[3])  # [T, H, Dv]
     starts = batch.query_start_loc.tolist()
     for row, seq_len in enumerate(batch.seq_lens.tolist()):
         tokens = slice(starts[row], starts[row + 1])

@@ -1,54 +1,32 @@
-"""How the CPU's attention sees a paged KV cache, and stores a step's keys and values in it.
-
-A cache is [B, K, S, D], possibly with the caches of other layers between two of its blocks. The S keys of one head in
-one block, a page, are one run of memory: the CPU gathers the pages of many requests by copying whole runs, in the order
-that the matrix product wants, and a GPU reads them as one tile.
+"""Cache write: store a step's keys and values in the paged cache, for layers whose rotation does not do it already.
 
 Legend: T packed tokens, K kv heads, D head dim (Dv of the values), B blocks, S block size.
 """
 
 import torch
 
-
-def as_pages(cache: torch.Tensor) -> torch.Tensor:
-    """A cache [B, K, S, D] as rows of memory, [pages, S * D], each of which is one head of one block: a page.
-
-    Between the pages of two blocks lie those of other layers, so that `pages` is more than B * K; page `k` of block `b`
-    is row `b * pages_per_block(cache) + k`.
-    """
-    num_blocks, num_kv_heads, block_size, head_dim = cache.shape
-    size = block_size * head_dim
-    num_pages = (num_blocks - 1) * (cache.stride(0) // size) + num_kv_heads
-    return cache.as_strided((num_pages, size), (size, 1))
+from .attention_batch import AttentionBatch
+from .dispatch import cache_write_for
 
 
-def pages_per_block(cache: torch.Tensor) -> int:
-    """Distance between two blocks of a cache [B, K, S, D], counted in pages; it is a whole number of them."""
-    return cache.stride(0) // (cache.shape[2] * cache.shape[3])
-
-
-def cache_rows(slot_mapping: torch.Tensor, num_kv_heads: int, block_size: int, block_pages: int) -> torch.Tensor:
-    """Where tokens lie in a cache's pages seen as [pages * S, D]: [T * K] int64, the heads of a token side by side.
+def cache_write(
+    key: torch.Tensor,
+    value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    batch: AttentionBatch,
+) -> None:
+    """Store each token's key and value in its slot of `batch.slot_mapping`; a negative slot stores nothing.
 
     Args:
-        slot_mapping: [T] int64, none negative.
-        num_kv_heads: K.
-        block_size: S.
-        block_pages: `pages_per_block` of the cache.
+        key: [T, K, D], positions already applied.
+        value: [T, K, Dv].
+        key_cache: [B, K, S, D]; written in place. Each [K, S, D] is contiguous, and on a CPU the distance between two
+            blocks is a multiple of S * D.
+        value_cache: [B, K, S, Dv], likewise.
+        batch: the step's rows.
+
+    Raises:
+        ValueError: the tensors' shapes or dtypes do not fit each other or the batch.
     """
-    block, offset = slot_mapping // block_size, slot_mapping % block_size  # [T]
-    heads = torch.arange(num_kv_heads, device=slot_mapping.device)  # [K]
-    rows = (block.unsqueeze(1) * block_pages + heads) * block_size + offset.unsqueeze(1)  # [T, K]
-    return rows.flatten()
-
-
-def write_rows(states: torch.Tensor, pages: torch.Tensor, rows: torch.Tensor) -> None:
-    """Store `states` [T, K, D] in the pages of a cache, of `as_pages`, at `rows` [T * K] of `cache_rows`."""
-    head_dim = states.shape[-1]
-    # One index into rows of D: a third of the time of an index into blocks and one into offsets.
-    pages.view(-1, head_dim).index_copy_(0, rows, states.reshape(-1, head_dim))
-
-
-def clear_rows(pages: torch.Tensor, head_dim: int, rows: torch.Tensor) -> None:
-    """Zero the pages of a cache, of `as_pages`, at `rows` of `cache_rows`."""
-    pages.view(-1, head_dim).index_fill_(0, rows, 0.0)
+    cache_write_for(key.device.type)(key, value, key_cache, value_cache, batch)

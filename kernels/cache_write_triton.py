@@ -12,6 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
+from .attention_batch import AttentionBatch
+from .checks import check_cache_write
+
 
 @triton.jit
 def _store_token(
@@ -103,17 +106,12 @@ def cache_write_triton(
     value: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
-    slot_mapping: torch.Tensor,
+    batch: AttentionBatch,
 ) -> None:
-    """Store each token's key and value in its slot.
-
-    Args:
-        key: [T, K, D]; the last dimension of every tensor must be contiguous.
-        value: [T, K, Dv].
-        key_cache: [B, K, S, D], written in place.
-        value_cache: [B, K, S, Dv], likewise.
-        slot_mapping: [T] int64, `block * S + offset`; negative: the token is not stored. No slot twice.
-    """
+    """`cache_write` for GPU tensors; same arguments. Never waits for the device."""
+    slot_mapping = batch.slot_mapping
+    check_cache_write(key, value, key_cache, value_cache, slot_mapping.shape[0])
+    key, value = (states if states.stride(-1) == 1 else states.contiguous() for states in (key, value))
     num_tokens, num_kv_heads, head_dim = key.shape
     value_head_dim = value.shape[2]
     constants: dict[str, Any] = {

@@ -19,27 +19,41 @@ def check_dtype(name: str, tensor: torch.Tensor, expected: torch.dtype) -> None:
         raise ValueError(f"{name} is {tensor.dtype}; it must be {expected}")
 
 
-def check_attention(
-    query: torch.Tensor,
+def check_cache_write(
     key: torch.Tensor,
     value: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    num_tokens: int,
+) -> None:
+    """Raise ValueError unless a step's `num_tokens` keys and values fit each other and their caches."""
+    check_shape("key", key, (num_tokens, None, None))
+    _, num_kv_heads, head_dim = key.shape
+    check_shape("value", value, (num_tokens, num_kv_heads, None))
+    num_blocks, _, block_size, _ = key_cache.shape
+    check_shape("key_cache", key_cache, (None, num_kv_heads, None, head_dim))
+    check_shape("value_cache", value_cache, (num_blocks, num_kv_heads, block_size, value.shape[2]))
+    for name, tensor in (("value", value), ("key_cache", key_cache), ("value_cache", value_cache)):
+        check_dtype(name, tensor, key.dtype)
+
+
+def check_attention(
+    query: torch.Tensor,
     key_cache: torch.Tensor,
     value_cache: torch.Tensor,
     num_tokens: int,
     block_size: int,
     sinks: torch.Tensor | None,
 ) -> None:
-    """Raise ValueError unless the tensors of one attention call fit each other and the step's `num_tokens`."""
+    """Raise ValueError unless queries and caches fit each other and the step's `num_tokens`."""
     check_shape("query", query, (num_tokens, None, None))
     _, num_heads, head_dim = query.shape
-    check_shape("key", key, (num_tokens, None, head_dim))
-    num_kv_heads = key.shape[1]
-    check_shape("value", value, (num_tokens, num_kv_heads, None))
-    check_shape("key_cache", key_cache, (None, num_kv_heads, block_size, head_dim))
-    check_shape("value_cache", value_cache, (key_cache.shape[0], num_kv_heads, block_size, value.shape[2]))
+    check_shape("key_cache", key_cache, (None, None, block_size, head_dim))
+    num_blocks, num_kv_heads, _, _ = key_cache.shape
+    check_shape("value_cache", value_cache, (num_blocks, num_kv_heads, block_size, None))
     if num_heads % num_kv_heads:
-        raise ValueError(f"query has {num_heads} heads; they must be a multiple of the key's {num_kv_heads}")
-    for name, tensor in (("key", key), ("value", value), ("key_cache", key_cache), ("value_cache", value_cache)):
-        check_dtype(name, tensor, query.dtype)
+        raise ValueError(f"query has {num_heads} heads; they must be a multiple of the cache's {num_kv_heads}")
+    check_dtype("key_cache", key_cache, query.dtype)
+    check_dtype("value_cache", value_cache, query.dtype)
     if sinks is not None:
         check_shape("sinks", sinks, (num_heads,))

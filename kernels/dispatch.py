@@ -1,4 +1,4 @@
-"""Chooses the implementation of attention for a device; Triton is imported here, and only when a GPU asks for it."""
+"""Chooses the implementations of attention and cache write for a device; Triton is imported only for a GPU."""
 
 from collections.abc import Callable
 from functools import cache
@@ -11,10 +11,13 @@ from .attention_batch import AttentionBatch
 Tensor: TypeAlias = torch.Tensor
 
 AttentionFunction: TypeAlias = Callable[
-    [Tensor, Tensor, Tensor, Tensor, Tensor, AttentionBatch, float, int | None, float | None, Tensor | None], Tensor
+    [Tensor, Tensor, Tensor, AttentionBatch, float, int | None, float | None, Tensor | None], Tensor
 ]
-"""`paged_attention` with positional arguments: query, key, value, key_cache, value_cache, batch, scale, sliding_window,
-softcap, sinks."""
+"""`cached_attention` with positional arguments: query, key_cache, value_cache, batch, scale, sliding_window, softcap,
+sinks."""
+
+CacheWriteFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, AttentionBatch], None]
+"""`cache_write`: key, value, key_cache, value_cache, batch."""
 
 
 @cache
@@ -27,3 +30,15 @@ def attention_for(device_type: str) -> AttentionFunction:
     from .attention_triton import attend as attend_triton
 
     return attend_triton
+
+
+@cache
+def cache_write_for(device_type: str) -> CacheWriteFunction:
+    """Cache write for "cpu" or "cuda"."""
+    if device_type == "cpu":
+        from .cache_write_cpu import cache_write_cpu
+
+        return cache_write_cpu
+    from .cache_write_triton import cache_write_triton
+
+    return cache_write_triton

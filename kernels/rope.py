@@ -6,7 +6,7 @@ in the paged cache. Legend: T packed tokens, H query heads, K kv heads, D head d
 
 import torch
 
-from .cache_write import as_pages, cache_rows, pages_per_block, write_rows
+from .cache_write_cpu import as_pages, cache_rows, pages_per_block, write_rows
 from .rmsnorm import rms_norm_reference
 
 

@@ -6,20 +6,24 @@ module global of the engine: keyword arguments would have to come through the co
 what they do not know. It belongs to a thread: one may try out a model that is being loaded while another serves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch.nn import functional
 
-from penstock.kernels.attention import AttentionBatch, paged_attention
+from penstock.kernels.attention import AttentionBatch, cached_attention, paged_attention
 
 from .layer_cache import LayerCache, LayerShape
 
-# T packed tokens, H query heads, K kv heads, D head dim (Dv of the values)
+# T packed tokens, H query heads, K kv heads, D head dim (Dv of the values), B blocks, S block size
+
+Store: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+"""Given a layer's projections [T, ...], its key cache [B, K, S, D], its value cache [B, K, S, Dv] and the step's slots
+[T], puts the keys and values of the projections there and returns the queries [T, H, D], positions applied."""
 
 
 class ForwardContext(Protocol):
@@ -38,6 +42,20 @@ class ForwardContext(Protocol):
         sinks: torch.Tensor | None,  # [H]
     ) -> torch.Tensor:
         """Attention output of one layer, [T, H, Dv]."""
+        ...
+
+    def attend_stored(
+        self,
+        layer_idx: int,
+        shape: LayerShape,
+        projections: torch.Tensor,  # [T, ...]
+        store: Store,
+        *,
+        scale: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """The same for a layer of `shape` that applies positions and stores its keys in one go, by `store`."""
         ...
 
 
@@ -77,6 +95,25 @@ class PagedContext:
             sliding_window=sliding_window,
             softcap=softcap,
             sinks=sinks,
+        )
+
+    def attend_stored(
+        self,
+        layer_idx: int,
+        shape: LayerShape,
+        projections: torch.Tensor,  # [T, ...]
+        store: Store,
+        *,
+        scale: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Let the layer store its keys and values, then attend to the cache."""
+        self.layers_run.append(layer_idx)
+        cache = self.caches[layer_idx]
+        query = store(projections, cache.key, cache.value, self.batch.slot_mapping)
+        return cached_attention(
+            query, cache.key, cache.value, self.batch, scale=scale, sliding_window=sliding_window, softcap=softcap
         )
 
 
@@ -120,6 +157,35 @@ class Trial:
         query, key, value = (states.transpose(0, 1).unsqueeze(0) for states in (query, key, value))  # [1, heads, T, D]
         output = functional.scaled_dot_product_attention(query, key, value, scale=scale, enable_gqa=True)
         return output[0].transpose(0, 1).contiguous()  # [T, H, Dv]
+
+    def attend_stored(
+        self,
+        layer_idx: int,
+        shape: LayerShape,
+        projections: torch.Tensor,  # [T, ...]
+        store: Store,
+        *,
+        scale: float,
+        sliding_window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """The same, with a cache of one block that has a slot for each token."""
+        num_tokens, device = projections.shape[0], projections.device
+        key_cache, value_cache = (
+            torch.zeros(1, shape.num_kv_heads, num_tokens, dim, dtype=shape.dtype, device=device)
+            for dim in (shape.head_dim, shape.value_head_dim)
+        )
+        query = store(projections, key_cache, value_cache, torch.arange(num_tokens, device=device))
+        return self.attend(
+            layer_idx,
+            query,
+            key_cache[0].transpose(0, 1),  # [T, K, D]
+            value_cache[0].transpose(0, 1),  # [T, K, Dv]
+            scale=scale,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            sinks=None,
+        )
 
 
 _current: ContextVar[ForwardContext] = ContextVar("forward_context")

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from penstock.kernels.attention import AttentionBatch
-from penstock.kernels.attention_reference import attend_reference
+from penstock.kernels.attention_reference import attend_reference, cache_write_reference
 
 BLOCK_SIZE = 16
 SPARE_BLOCKS = 3
@@ -43,6 +43,16 @@ class Inputs:
     value_cache: torch.Tensor
     batch: AttentionBatch
     sinks: torch.Tensor | None
+
+    @property
+    def attended(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, AttentionBatch]:
+        """The first arguments of an implementation of `cached_attention`."""
+        return self.query, self.key_cache, self.value_cache, self.batch
+
+
+def write(inputs: Inputs) -> None:
+    """Store the keys and values in the caches."""
+    cache_write_reference(inputs.key, inputs.value, inputs.key_cache, inputs.value_cache, inputs.batch)
 
 
 def make_inputs(case: Case, device: str = "cpu") -> Inputs:
@@ -95,13 +105,9 @@ def among_layers(cache: torch.Tensor) -> torch.Tensor:
 def run(attend: Callable[..., torch.Tensor], case: Case, device: str = "cpu") -> tuple[torch.Tensor, Inputs]:
     """Output [T, H, Dv] of an implementation, and the inputs with their caches as it left them."""
     inputs = make_inputs(case, device)
+    write(inputs)
     output = attend(
-        inputs.query,
-        inputs.key,
-        inputs.value,
-        inputs.key_cache,
-        inputs.value_cache,
-        inputs.batch,
+        *inputs.attended,
         case.heads[2] ** -0.5,
         case.window,
         case.softcap,
@@ -165,12 +171,14 @@ def error_in_used_memory(
             slots.append(np.array(tables[row])[position // BLOCK_SIZE] * BLOCK_SIZE + position % BLOCK_SIZE)
             lengths[row] += count
         batch = AttentionBatch.build(tables, lengths, list(chunks), np.concatenate(slots), BLOCK_SIZE, device)
-        states = [
+        query, key, value = (
             torch.randn(sum(chunks), heads, dim, generator=generator).to(device)
             for heads, dim in ((num_heads, head_dim), (num_kv_heads, head_dim), (num_kv_heads, value_head_dim))
-        ]
-        output = attend(*states, *caches[0], batch, head_dim**-0.5, window)
-        expected = attend_reference(*states, *caches[1], batch, head_dim**-0.5, window)
+        )
+        for pair in caches:
+            cache_write_reference(key, value, *pair, batch)
+        output = attend(query, *caches[0], batch, head_dim**-0.5, window)
+        expected = attend_reference(query, *caches[1], batch, head_dim**-0.5, window)
         largest = max(largest, _difference(output, expected))
     return largest
 

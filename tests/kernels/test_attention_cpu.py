@@ -3,7 +3,19 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from attention_cases import BLOCK_SIZE, CASES, DECODE, MIXED, Case, error, error_in_used_memory, limit, make_inputs, run
+from attention_cases import (
+    BLOCK_SIZE,
+    CASES,
+    DECODE,
+    MIXED,
+    Case,
+    error,
+    error_in_used_memory,
+    limit,
+    make_inputs,
+    run,
+    write,
+)
 
 from penstock.kernels.attention import AttentionBatch, paged_attention
 from penstock.kernels.attention_cpu import attend
@@ -50,9 +62,8 @@ def test_the_memory_of_other_requests_is_never_read() -> None:
     assert foreign
     inputs.key_cache[foreign] = torch.nan
     inputs.value_cache[foreign] = torch.nan
-    output = attend(
-        inputs.query, inputs.key, inputs.value, inputs.key_cache, inputs.value_cache, inputs.batch, 64**-0.5
-    )
+    write(inputs)
+    output = attend(*inputs.attended, 64**-0.5)
     assert torch.equal(output, expected)
 
 
@@ -81,16 +92,15 @@ def test_only_the_end_of_a_block_that_the_step_begins_is_cleared(
     slots = np.concatenate([first * BLOCK_SIZE + np.arange(end - count, end) for first, end, count in rows])
     batch = AttentionBatch.build(tables, seq_lens, query_lens, slots, BLOCK_SIZE, "cpu")
     plan = make_plan(batch, LayerKind(1, 1, 8, 8, torch.float32, None, 1, 1))
-    assert (plan.key_rows.cleared is None) == (not cleared)
-    if plan.key_rows.cleared is not None:
-        assert plan.key_rows.cleared.tolist() == cleared
+    assert (plan.cleared_keys is None) == (not cleared)
+    if plan.cleared_keys is not None:
+        assert plan.cleared_keys.tolist() == cleared
 
 
 def test_layers_of_one_kind_share_a_plan() -> None:
     inputs = make_inputs(Case(MIXED))
-    states = (inputs.query, inputs.key, inputs.value, inputs.key_cache, inputs.value_cache, inputs.batch)
     for window in (None, 16, None, 16):
-        attend(*states, 0.125, window)
+        attend(*inputs.attended, 0.125, window)
     assert len(inputs.batch.plans) == 2
 
 

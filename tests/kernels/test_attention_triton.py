@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from attention_cases import CASES, CHUNKS, MIXED, PREFILL, Case, error, error_in_used_memory, limit, make_inputs
+from attention_cases import CASES, CHUNKS, MIXED, PREFILL, Case, error, error_in_used_memory, limit, make_inputs, write
 from triton_interpreter import interpreter
 
 PADDED = Case(((40, 1), (16, 1), (600, 1)), window=500)
@@ -46,9 +46,9 @@ def padding_row(case: Case) -> tuple[float, float]:
     inputs = make_inputs(case)
     inputs.batch.seq_lens[1] = 0
     inputs.batch.slot_mapping[1] = -1
-    states = (inputs.query, inputs.key, inputs.value, inputs.key_cache, inputs.value_cache, inputs.batch, 0.125)
-    plain = attend(*states, case.window)
-    with_sink = attend(*states, case.window, None, torch.zeros(case.heads[0]))
+    write(inputs)
+    plain = attend(*inputs.attended, 0.125, case.window)
+    with_sink = attend(*inputs.attended, 0.125, case.window, None, torch.zeros(case.heads[0]))
     assert not torch.isnan(plain).any()
     return plain[1].abs().max().item(), with_sink[1].abs().max().item()
 

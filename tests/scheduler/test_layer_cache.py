@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from penstock.kernels.cache_write import pages_per_block
+from penstock.kernels.cache_write_cpu import pages_per_block
 from penstock.scheduler.layer_cache import LayerShape, bytes_per_block, view_caches
 
 PLAIN = {index: LayerShape(2, 8, 8, torch.float32) for index in range(3)}
