@@ -2,13 +2,12 @@
 
 The order is the specification: log probabilities are read off the unmodified logits; then logit_bias, repetition,
 presence and frequency penalty, min_tokens; then what a grammar forbids; then the argmax at temperature 0, else
-temperature, top_k, top_p, min_p and a draw that is a function of (seed, position). Rows are treated in groups of one
-kind, so a batch costs what its dearest rows need and no Python runs per row inside the math.
+temperature, top_k, top_p, min_p and a draw that is a function of (seed, position). Only rows whose logits are changed
+are copied; the others are drawn from what the model wrote.
 """
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,15 +15,7 @@ import torch
 
 from penstock.kernels.bitmask import apply_bitmask
 from penstock.kernels.penalties import add_bias, forbid, penalize
-from penstock.kernels.sampling import (
-    FilteredDraw,
-    argmax,
-    draw,
-    draw_filtered,
-    keyed_uniforms,
-    sanitize,
-    top_logprobs,
-)
+from penstock.kernels.sampling import PARAMS, keyed_uniforms, sample_rows, top_logprobs
 
 from .batch import PromptSpan
 from .masks import PendingMasks
@@ -33,9 +24,6 @@ from .plan import SampledToken
 from .request import Request
 from .sampling_params import SamplingParams
 
-# On a CPU a full sort of one row costs as much as the rest of sampling for four, and the kept tokens are nearly always
-# among the first few hundred: look there first, then further. A GPU sorts everything rather than wait for the answer.
-_CPU_CANDIDATES = (256, 4096)
 _MIN_TEMPERATURE = 1e-30  # less is not a normal float32, and already the argmax
 
 
@@ -103,25 +91,18 @@ def _is_young(request: Request) -> bool:
     return request.num_output_tokens < request.sampling.min_tokens
 
 
-@dataclass(slots=True)
-class _Group:
-    """Rows that are drawn in one way, with their parameters as arrays."""
-
-    logits: torch.Tensor  # [rows, V]
-    requests: list[Request]
-    device: torch.device
-
-    def params(self, name: str, dtype: npt.DTypeLike) -> torch.Tensor:
-        values = [getattr(request.sampling, name) for request in self.requests]
-        return torch.from_numpy(np.array(values, dtype)).to(self.device)
-
-    def temperature(self) -> torch.Tensor:
-        return self.params("temperature", np.float64).clamp(min=_MIN_TEMPERATURE).float()
-
-    def uniforms(self) -> torch.Tensor:
-        seeds = np.array([request.sampling.seed for request in self.requests], np.int64)
-        positions = np.array([request.num_tokens for request in self.requests], np.int64)
-        return torch.from_numpy(keyed_uniforms(seeds, positions)).to(self.device)
+def row_params(requests: Sequence[Request], vocab_size: int) -> torch.Tensor:
+    """Parameters [R, 5] float64 of `sample_rows` for the next token of each request, on the host."""
+    params = [request.sampling for request in requests]
+    values = np.array(
+        [(each.temperature, each.top_k or vocab_size, each.top_p, each.min_p, 0.0) for each in params], np.float64
+    ).reshape(len(params), len(PARAMS))
+    temperature = values[:, 0]
+    temperature[(temperature > 0.0) & (temperature < _MIN_TEMPERATURE)] = _MIN_TEMPERATURE
+    seeds = np.array([each.seed for each in params], np.int64)
+    positions = np.array([request.num_tokens for request in requests], np.int64)
+    values[:, 4] = keyed_uniforms(seeds, positions)
+    return torch.from_numpy(values)
 
 
 class Sampler:
@@ -131,8 +112,6 @@ class Sampler:
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
         self._device = device
-        few = [number for number in _CPU_CANDIDATES if number < vocab_size] if device.type == "cpu" else []
-        self._candidate_steps = [*few, vocab_size]
 
     def sample(
         self, logits: torch.Tensor, requests: Sequence[Request], masks: PendingMasks | None = None
@@ -150,19 +129,45 @@ class Sampler:
         """
         if not requests:
             return []
-        values = sanitize(logits[:, : self._vocab_size])  # [R, V], ours to change
+        logits = logits[:, : self._vocab_size]
+        params = row_params(requests, self._vocab_size).to(self._device, non_blocking=True)
+        changed = [
+            row for row, request in enumerate(requests) if changes_logits(request) or request.matcher is not None
+        ]
+        if not changed:
+            token_ids = sample_rows(logits, params)
+        else:
+            token_ids = self._sample_changed(logits, params, requests, changed, masks)
         asking = [row for row, request in enumerate(requests) if request.sampling.logprobs is not None]
-        unmodified = values[asking]  # a copy
-        changing = [row for row, request in enumerate(requests) if changes_logits(request)]
-        if changing:
-            self._change(values, changing, requests)
-        if masks is not None:
-            allowed = masks.result()
-            apply_bitmask(values, allowed.rows, allowed.bits)
-        token_ids = self._choose(values, requests)  # [R]
-        logprobs = _logprobs(unmodified, token_ids[asking], [requests[row].sampling.logprobs or 0 for row in asking])
+        logprobs = _logprobs(
+            logits[asking], token_ids[asking], [requests[row].sampling.logprobs or 0 for row in asking]
+        )
         by_row = dict(zip(asking, logprobs, strict=True))
         return [SampledToken(token_id, by_row.get(row)) for row, token_id in enumerate(token_ids.tolist())]
+
+    def _sample_changed(
+        self,
+        logits: torch.Tensor,
+        params: torch.Tensor,
+        requests: Sequence[Request],
+        changed: list[int],
+        masks: PendingMasks | None,
+    ) -> torch.Tensor:
+        """[R] tokens, if the logits of the rows `changed` are changed first."""
+        index = torch.tensor(changed, dtype=torch.int64).to(self._device, non_blocking=True)
+        values = logits[index].to(torch.float32)  # a copy
+        self._change(values, [requests[row] for row in changed])
+        if masks is not None:
+            allowed = masks.result()
+            apply_bitmask(values, torch.searchsorted(index, allowed.rows), allowed.bits)
+        if len(changed) == len(requests):
+            return sample_rows(values, params)
+        token_ids = torch.empty(len(requests), dtype=torch.int64, device=self._device)
+        token_ids[index] = sample_rows(values, params[index])
+        others = np.setdiff1d(np.arange(len(requests)), changed, assume_unique=True)
+        rest = torch.from_numpy(others).to(self._device, non_blocking=True)
+        token_ids[rest] = sample_rows(logits[rest], params[rest])
+        return token_ids
 
     def score_prompts(self, logits: torch.Tensor, spans: Sequence[PromptSpan]) -> None:
         """Add the log probabilities of prompt tokens to their requests.
@@ -175,8 +180,7 @@ class Sampler:
             return
         token_ids = [token_id for span in spans for token_id in span.request.prompt_token_ids[span.start : span.end]]
         numbers = [span.request.sampling.prompt_logprobs or 0 for span in spans for _ in range(span.start, span.end)]
-        values = sanitize(logits[:, : self._vocab_size])
-        entries = iter(_logprobs(values, torch.tensor(token_ids, device=self._device), numbers))
+        entries = iter(_logprobs(logits[:, : self._vocab_size], torch.tensor(token_ids, device=self._device), numbers))
         for span in spans:
             span.request.prompt_logprobs += itertools.islice(entries, span.end - span.start)
 
@@ -190,9 +194,10 @@ class Sampler:
             state.follow(request.token_ids)
         return state
 
-    def _change(self, values: torch.Tensor, rows: list[int], requests: Sequence[Request]) -> None:
+    def _change(self, values: torch.Tensor, requests: Sequence[Request]) -> None:
         """Apply bias, penalties and min_tokens to `values` [R, V] in place, in that order."""
-        states = {row: self._state(requests[row]) for row in rows}
+        states = [self._state(request) for request in requests]
+        rows = range(len(requests))
         biased = [row for row in rows if len(states[row].bias_ids)]
         if biased:
             index, token_ids = self._pairs(biased, [states[row].bias_ids for row in biased])
@@ -223,47 +228,6 @@ class Sampler:
 
     def _upload(self, arrays: Sequence[npt.NDArray[np.generic]]) -> torch.Tensor:
         return torch.from_numpy(np.concatenate(arrays)).to(self._device)
-
-    def _choose(self, values: torch.Tensor, requests: Sequence[Request]) -> torch.Tensor:
-        """[R] int64 tokens for the changed logits `values` [R, V]."""
-        kinds = np.array([self._kind(request.sampling) for request in requests])
-        choose = {"greedy": self._greedy, "whole": self._draw, "filtered": self._draw_filtered}
-        token_ids = torch.empty(len(requests), dtype=torch.int64, device=self._device)
-        for kind in np.unique(kinds):
-            rows = np.flatnonzero(kinds == kind).tolist()
-            index = torch.tensor(rows, device=self._device)
-            part = values if len(rows) == len(requests) else values[index]
-            token_ids[index] = choose[kind](_Group(part, [requests[row] for row in rows], self._device))
-        return token_ids
-
-    def _kind(self, params: SamplingParams) -> str:
-        if params.temperature == 0.0:
-            return "greedy"
-        return "filtered" if params.top_p < 1.0 or 0 < params.top_k < self._vocab_size else "whole"
-
-    @staticmethod
-    def _greedy(group: _Group) -> torch.Tensor:
-        return argmax(group.logits)
-
-    @staticmethod
-    def _draw(group: _Group) -> torch.Tensor:
-        filtered = any(request.sampling.min_p > 0.0 for request in group.requests)
-        min_p = group.params("min_p", np.float32) if filtered else None
-        return draw(group.logits, group.temperature(), group.uniforms(), min_p)
-
-    def _draw_filtered(self, group: _Group) -> torch.Tensor:
-        top_k = group.params("top_k", np.int64)
-        top_k = torch.where(top_k == 0, self._vocab_size, top_k).clamp(max=self._vocab_size)
-        top_p, min_p = group.params("top_p", np.float64), group.params("min_p", np.float32)
-        params = FilteredDraw(group.temperature(), group.uniforms(), top_k, top_p, min_p)
-        first, *further = self._candidate_steps
-        token_ids, settled = draw_filtered(group.logits, params, first)
-        for num_candidates in further:
-            rows = torch.nonzero(~settled).squeeze(1)
-            if not len(rows):
-                break
-            token_ids[rows], settled[rows] = draw_filtered(group.logits[rows], params.rows(rows), num_candidates)
-        return token_ids
 
 
 def _logprobs(logits: torch.Tensor, token_ids: torch.Tensor, numbers: Sequence[int]) -> list[TokenLogprobs]:

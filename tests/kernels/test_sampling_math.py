@@ -6,16 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from penstock.kernels.sampling import (
-    MIN_LOGPROB,
-    FilteredDraw,
-    argmax,
-    draw,
-    draw_filtered,
-    keyed_uniforms,
-    sanitize,
-    top_logprobs,
-)
+from penstock.kernels.sampling import MIN_LOGPROB, keyed_uniforms, top_logprobs
+from penstock.kernels.sampling_torch import FilteredDraw, argmax, draw, draw_filtered, sanitize
 
 LARGEST = torch.finfo(torch.float32).max
 
