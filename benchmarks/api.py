@@ -29,7 +29,6 @@ MODEL = "smollm2-135m-instruct"
 PROMPT = "Water under pressure turns the wheel that lights the lamps of the town at night, " * 4
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "responses": "/v1/responses"}
 LAST_EVENTS = (b"data: [DONE]\n\n", b"event: response.completed")
-PORT = 8334
 MIN_STEP_MS = 1.0
 
 
@@ -74,10 +73,10 @@ def request_of(endpoint: str, num_tokens: int) -> bytes:
 class Stream:
     """A connection that sends its request again whenever the answer is complete."""
 
-    def __init__(self, request: bytes) -> None:
+    def __init__(self, port: int, request: bytes) -> None:
         self._request = request
         self._tail = b""
-        self.socket = socket.create_connection(("127.0.0.1", PORT))
+        self.socket = socket.create_connection(("127.0.0.1", port))
         self.num_events = 0
         self.num_answers = 0
         self.is_waiting = False
@@ -104,10 +103,10 @@ class Stream:
             self._tail = seen[-512:]
 
 
-def drive(request: bytes, num_streams: int, seconds: float) -> tuple[int, int, float]:
+def drive(port: int, request: bytes, num_streams: int, seconds: float) -> tuple[int, int, float]:
     """Keep the streams busy for so long, and let the last answers end; returns answers, events and seconds."""
     selector = selectors.DefaultSelector()
-    streams = [Stream(request) for _ in range(num_streams)]
+    streams = [Stream(port, request) for _ in range(num_streams)]
     started = time.monotonic()
     for stream in streams:
         selector.register(stream.socket, selectors.EVENT_READ, stream)
@@ -129,9 +128,9 @@ def drive(request: bytes, num_streams: int, seconds: float) -> tuple[int, int, f
 
 
 @contextmanager
-def null_server(step_ms: float, arguments: list[str]) -> Iterator[psutil.Process]:
+def null_server(port: int, step_ms: float, arguments: list[str]) -> Iterator[psutil.Process]:
     """The server, when it answers."""
-    command = [sys.executable, str(HERE / "null_server.py"), "serve", MODEL, "--port", str(PORT), *arguments]
+    command = [sys.executable, str(HERE / "null_server.py"), "serve", MODEL, "--port", str(port), *arguments]
     environment = os.environ | {"ECHO_STEP_MS": str(step_ms)}
     process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     try:
@@ -140,7 +139,7 @@ def null_server(step_ms: float, arguments: list[str]) -> Iterator[psutil.Process
             if process.poll() is not None:
                 raise SystemExit("the server did not start")
             try:
-                drive(request_of("chat", 2), 1, 0)
+                drive(port, request_of("chat", 2), 1, 0)
                 break
             except OSError:
                 continue
@@ -148,6 +147,11 @@ def null_server(step_ms: float, arguments: list[str]) -> Iterator[psutil.Process
     finally:
         process.terminate()
         process.wait()
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def api_processes(server: psutil.Process) -> list[psutil.Process]:
@@ -164,12 +168,13 @@ def measure(endpoint: str, num_streams: int, num_tokens: int, options: argparse.
     """Start a server, warm it up, measure it."""
     step_ms = max(MIN_STEP_MS, 1000 * num_streams / options.rate)
     arguments = ["--api-processes", str(options.api_processes)] if options.api_processes > 1 else []
-    with null_server(step_ms, arguments) as server:
+    port = free_port()
+    with null_server(port, step_ms, arguments) as server:
         request = request_of(endpoint, num_tokens)
-        drive(request, num_streams, 0.5)
+        drive(port, request, num_streams, 0.5)
         processes = api_processes(server)
         before = cpu_seconds(processes)
-        num_answers, num_events, seconds = drive(request, num_streams, options.seconds)
+        num_answers, num_events, seconds = drive(port, request, num_streams, options.seconds)
         used = cpu_seconds(processes) - before
     return Row(
         endpoint, num_streams, num_tokens, step_ms, num_answers, num_answers * num_tokens, num_events, seconds, used
