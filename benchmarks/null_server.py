@@ -1,4 +1,4 @@
-"""`penstock serve` over a worker without a device: its arguments are those of `penstock`, its worker `echo_worker.py`."""
+"""`penstock serve` over a worker without a device: arguments as those of `penstock`, the worker is `echo_worker.py`."""
 
 import subprocess
 import sys
