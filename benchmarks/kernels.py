@@ -20,6 +20,8 @@ import torch
 from penstock.kernels.attention import AttentionBatch, paged_attention
 from penstock.kernels.attention_reference import attend_reference, cache_write_reference
 from penstock.kernels.bitmask import apply_bitmask, apply_bitmask_reference
+from penstock.kernels.sampling import sample_rows
+from penstock.kernels.sampling_torch import sample_rows_torch
 
 NUM_LAYERS = 4
 
@@ -54,6 +56,9 @@ WORKLOADS += [
     Workload("prefill 1 x 512 after 1536", 1, 1536, 512),
 ]
 
+SAMPLING_KINDS = {"greedy": (0.0, 0, 1.0, 0.0), "temperature 1": (1.0, 0, 1.0, 0.0), "filtered": (1.0, 40, 0.9, 0.0)}
+"""temperature, top_k (0 for all), top_p and min_p."""
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -73,6 +78,9 @@ def main() -> None:
     with torch.inference_mode():
         measurements = [partial(measure, workload, arguments) for workload in WORKLOADS]
         measurements += [partial(measure_bitmask, rows, arguments) for rows in (1, 8, 32)]
+        measurements += [
+            partial(measure_sampling, kind, rows, arguments) for kind in SAMPLING_KINDS for rows in (1, 8, 32)
+        ]
         for measurement in measurements:
             result = measurement()
             results.append(result)
@@ -146,6 +154,23 @@ def measure_bitmask(rows: int, arguments: argparse.Namespace) -> Measurement:
     bandwidth = logits[0].nbytes / seconds / 1e9
     name = f"{rows} x {vocab_size}"
     return Measurement("apply_bitmask", name, seconds * 1e6, reference_seconds * 1e6, bandwidth)
+
+
+def measure_sampling(kind: str, rows: int, arguments: argparse.Namespace) -> Measurement:
+    """Rows like a language model's: a few dozen tokens far above the others; the reference sorts every row."""
+    vocab_size, device = arguments.vocab_size, arguments.device
+    logits = torch.randn(NUM_LAYERS, rows, vocab_size, device=device) * 2
+    logits[..., torch.randint(0, vocab_size, (60,), device=device)] += torch.randn(60, device=device) * 3 + 8
+    logits = logits.to(getattr(torch, arguments.dtype))
+    temperature, top_k, top_p, min_p = SAMPLING_KINDS[kind]
+    fixed = torch.tensor([[temperature, top_k or vocab_size, top_p, min_p]], dtype=torch.float64, device=device)
+    uniforms = torch.rand(rows, 1, dtype=torch.float64, device=device)
+    params = torch.cat((fixed.expand(rows, -1), uniforms), dim=1)
+    seconds = best(lambda layer: sample_rows(logits[layer], params), device, arguments.seconds)
+    reference_seconds = best(lambda layer: sample_rows_torch(logits[layer], params, ()), device, 0.0)
+    bandwidth = logits[0].nbytes / seconds / 1e9
+    name = f"{kind}, {rows} x {vocab_size}"
+    return Measurement("sample_rows", name, seconds * 1e6, reference_seconds * 1e6, bandwidth)
 
 
 def best(function: Callable[[int], None], device: str, seconds: float) -> float:

@@ -12,6 +12,8 @@ import numpy.typing as npt
 import torch
 
 from .checks import check_dtype, check_shape
+from .native import library
+from .sampling_native import sample_rows_native
 from .sampling_torch import sample_rows_torch, sanitize
 
 MIN_LOGPROB = -9999.0  # OpenAI's figure for "very unlikely"; JSON has no minus infinity
@@ -44,6 +46,8 @@ def sample_rows(logits: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     """
     check_shape("params", params, (len(logits), len(PARAMS)))
     check_dtype("params", params, torch.float64)
+    if logits.device.type == "cpu" and (kernels := library()) is not None:
+        return sample_rows_native(kernels, logits, params)
     return sample_rows_torch(logits, params)
 
 
