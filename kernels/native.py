@@ -17,8 +17,10 @@ import stat
 import subprocess
 import tempfile
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -52,6 +54,21 @@ def library() -> ctypes.CDLL | None:
     except (NativeError, OSError) as error:
         logger.info("the CPU kernels are torch's, without native code: %s", error)
         return None
+
+
+def is_native(tensor: torch.Tensor) -> bool:
+    """Whether the compiled kernels compute with tensors like this one: bfloat16 on the CPU."""
+    return tensor.dtype == torch.bfloat16 and tensor.is_cpu and library() is not None
+
+
+def function(name: str, *argument_types: Any) -> Callable[..., None]:
+    """A compiled kernel that returns nothing, with the C types of its arguments; only where `library` gives one."""
+    compiled = library()
+    assert compiled is not None
+    kernel: Callable[..., None] = getattr(compiled, name)
+    kernel.argtypes = argument_types  # type: ignore[attr-defined]
+    kernel.restype = None  # type: ignore[attr-defined]
+    return kernel
 
 
 def _check_machine() -> None:

@@ -6,6 +6,11 @@ transformers do. Legend: T packed tokens, E hidden size.
 
 import torch
 
+from .native import is_native
+from .rmsnorm_native import add_rms_norm_native, rms_norm_native
+
+_NATIVE_WEIGHTS = (torch.bfloat16, torch.float32)
+
 
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """`x / sqrt(mean(x^2) + eps) * weight` (arXiv 1910.07467).
@@ -18,8 +23,9 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     Returns:
         [T, E] of the dtype of `x`, contiguous.
     """
-    if x.device.type == "cpu":
-        return rms_norm_reference(x, weight, eps)
+    if x.is_cpu:
+        fast = rms_norm_native if is_native(x) and weight.dtype in _NATIVE_WEIGHTS else rms_norm_reference
+        return fast(x, weight, eps)
     from .rmsnorm_triton import rms_norm_triton
 
     return rms_norm_triton(x, weight, eps)
@@ -39,8 +45,9 @@ def add_rms_norm(
     Returns:
         The norm and the sum, each [T, E] of the dtype of `x` and contiguous.
     """
-    if x.device.type == "cpu":
-        return add_rms_norm_reference(x, residual, weight, eps)
+    if x.is_cpu:
+        fast = add_rms_norm_native if is_native(x) and weight.dtype in _NATIVE_WEIGHTS else add_rms_norm_reference
+        return fast(x, residual, weight, eps)
     from .rmsnorm_triton import add_rms_norm_triton
 
     return add_rms_norm_triton(x, residual, weight, eps)

@@ -8,6 +8,7 @@ import torch
 
 from .cache_write_cpu import as_pages, cache_rows, pages_per_block, write_rows
 from .rmsnorm import rms_norm_reference
+from .rope_native import fits, rope_cache_write_native
 
 
 def rope_cache_write(
@@ -45,8 +46,9 @@ def rope_cache_write(
         The queries, [T, H, D] of the dtype of `qkv`, contiguous.
     """
     arguments = (qkv, cos, sin, key_cache, value_cache, slot_mapping, num_heads, num_kv_heads)
-    if qkv.device.type == "cpu":
-        return rope_cache_write_reference(*arguments, q_norm_weight, k_norm_weight, eps)
+    if qkv.is_cpu:
+        fast = rope_cache_write_native if fits(qkv, cos, key_cache) else rope_cache_write_reference
+        return fast(*arguments, q_norm_weight, k_norm_weight, eps)
     from .rope_triton import rope_cache_write_triton
 
     return rope_cache_write_triton(*arguments, q_norm_weight, k_norm_weight, eps)

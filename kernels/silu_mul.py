@@ -6,6 +6,9 @@ Legend: T packed tokens, F feed-forward size.
 import torch
 from torch.nn import functional
 
+from .native import is_native
+from .silu_mul_native import silu_mul_native
+
 
 def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     """`silu(gate) * up` with silu(x) = x / (1 + exp(-x)) (arXiv 2002.05202).
@@ -16,8 +19,8 @@ def silu_mul(gate_up: torch.Tensor) -> torch.Tensor:
     Returns:
         [T, F] of the same dtype, contiguous; computed in float32 by kernels.
     """
-    if gate_up.device.type == "cpu":
-        return silu_mul_reference(gate_up)
+    if gate_up.is_cpu:
+        return silu_mul_native(gate_up) if is_native(gate_up) else silu_mul_reference(gate_up)
     from .silu_mul_triton import silu_mul_triton
 
     return silu_mul_triton(gate_up)

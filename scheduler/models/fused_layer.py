@@ -9,14 +9,20 @@ A layer is replaced where its parts have the usual names and, as the proof, both
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.activations import SiLUActivation
+
+from penstock.kernels.rope import rope_cache_write
+from penstock.kernels.silu_mul import silu_mul
 
 from ..context import LayerCall, Trial, current_context, forward_context
 from .linear import PackedLinear, concatenate, is_plain
+from .rms_norm import RMSNorm, fast_rms_norm
 
 # T packed tokens, H query heads, K kv heads, D head dim, E hidden size, F feed-forward size
 
@@ -28,31 +34,38 @@ _TOLERANCE = {torch.float32: 1e-4}  # relative error of what the layer adds; oth
 _ROUNDED_TOLERANCE = 0.04
 
 
+class LayerNorms(NamedTuple):
+    """The norms of a layer; those of query and key heads are either both there or both not."""
+
+    input: RMSNorm
+    post_attention: RMSNorm
+    query: RMSNorm | None
+    key: RMSNorm | None
+
+
 class FusedDecoderLayer(nn.Module):
     """Takes the place of a decoder layer; `fuse_layers` makes it."""
 
-    def __init__(self, layer: Any, call: LayerCall, *, packed: bool) -> None:
+    def __init__(self, layer: Any, call: LayerCall, norms: LayerNorms, *, packed: bool) -> None:
         """`layer` has the parts named above; `call` is what its attention asked for in a trial."""
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self._call = call
-        self._head_dim: int = attention.head_dim
         projections = [getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")]
-        self._num_heads, self._num_kv_heads, _ = (linear.out_features // self._head_dim for linear in projections)
+        self._num_heads, self._num_kv_heads, _ = (linear.out_features // attention.head_dim for linear in projections)
+        # [num heads of all three, D]
+        self._heads_shape = (self._num_heads + 2 * self._num_kv_heads, attention.head_dim)
         self.qkv_proj = concatenate(projections, packed=packed)
         self.o_proj = concatenate([attention.o_proj], packed=packed)
         self.gate_up_proj = concatenate([mlp.gate_proj, mlp.up_proj], packed=packed)
         self.down_proj = concatenate([mlp.down_proj], packed=packed)
         self.act_fn: nn.Module = mlp.act_fn
-        self.input_layernorm: nn.Module = layer.input_layernorm
-        self.post_attention_layernorm: nn.Module = layer.post_attention_layernorm
-        self.q_norm: nn.Module | None = getattr(attention, "q_norm", None)
-        self.k_norm: nn.Module | None = getattr(attention, "k_norm", None)
+        self._is_silu = isinstance(mlp.act_fn, nn.SiLU | SiLUActivation)
+        self.input_layernorm = norms.input
+        self.post_attention_layernorm = norms.post_attention
+        self._q_norm, self._k_norm = norms.query, norms.key
         if hasattr(layer, "attention_type"):  # by which some models choose a mask
             self.attention_type = layer.attention_type
-        weight = projections[0].weight
-        half = torch.ones(self._head_dim // 2, dtype=weight.dtype, device=weight.device)
-        self._signs = torch.cat((-half, half))  # [D]
 
     def forward(
         self,
@@ -63,41 +76,55 @@ class FusedDecoderLayer(nn.Module):
     ) -> torch.Tensor:
         """[1, T, E] to [1, T, E]; `position_embeddings` are cosines and sines, [1, T, D] each."""
         assert position_embeddings is not None and attention_mask is None
-        states = hidden_states[0]  # [T, E]
+        states, call = hidden_states[0], self._call  # [T, E]
         num_tokens = states.shape[0]
-        num_rotated = self._num_heads + self._num_kv_heads
+        cos, sin = position_embeddings
         projected = self.qkv_proj(self.input_layernorm(states))  # [T, (H + 2K) * D]
-        heads = projected.view(num_tokens, num_rotated + self._num_kv_heads, self._head_dim)  # [T, H + 2K, D]
-        rotated = self._rotate(self._normalise(heads[:, :num_rotated]), *position_embeddings)  # [T, H + K, D]
-        attended = current_context().attend(
-            self._call.layer_idx,
-            rotated[:, : self._num_heads],
-            rotated[:, self._num_heads :],
-            heads[:, num_rotated:],
-            scale=self._call.scale,
-            sliding_window=self._call.sliding_window,
-            softcap=self._call.softcap,
-            sinks=None,
+        attended = current_context().attend_stored(
+            call.layer_idx,
+            call.shape,
+            projected.view(num_tokens, *self._heads_shape),
+            partial(self._store, cos[0], sin[0]),
+            scale=call.scale,
+            sliding_window=call.sliding_window,
+            softcap=call.softcap,
         )  # [T, H, D]
         states = _linear_add(self.o_proj, attended.view(num_tokens, -1), states)
-        gate, up = self.gate_up_proj(self.post_attention_layernorm(states)).chunk(2, dim=-1)  # [T, F] each
-        return _linear_add(self.down_proj, self.act_fn(gate).mul_(up), states).unsqueeze(0)
+        gate_up = self.gate_up_proj(self.post_attention_layernorm(states))  # [T, 2F]
+        return _linear_add(self.down_proj, self._gate(gate_up), states).unsqueeze(0)
 
-    def _normalise(self, heads: torch.Tensor) -> torch.Tensor:
-        """Norm of each query and key head, [T, H + K, D], for the models that have one."""
-        if self.q_norm is None or self.k_norm is None:
-            return heads
-        query, key = heads[:, : self._num_heads], heads[:, self._num_heads :]
-        return torch.cat((self.q_norm(query), self.k_norm(key)), dim=1)
+    def _store(
+        self,
+        cos: torch.Tensor,
+        sin: torch.Tensor,
+        heads: torch.Tensor,
+        key_cache: torch.Tensor,
+        value_cache: torch.Tensor,
+        slot_mapping: torch.Tensor,
+    ) -> torch.Tensor:
+        """`rope_cache_write` of this layer."""
+        query, key = self._q_norm, self._k_norm
+        return rope_cache_write(
+            heads,
+            cos,
+            sin,
+            key_cache,
+            value_cache,
+            slot_mapping,
+            self._num_heads,
+            self._num_kv_heads,
+            None if query is None else query.weight,
+            None if key is None else key.weight,
+            0.0 if query is None else query.eps,
+        )
 
-    def _rotate(self, heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-        """Rotary positions (arXiv 2104.09864) of `heads` [T, heads, D], the halves of D being the two coordinates.
-
-        `x * cos + (-x2, x1) * sin` is here `x * cos + (x2, x1) * (-sin, sin)`: no half is negated or copied twice.
-        """
-        signed_sin = (sin[0] * self._signs).unsqueeze(1)  # [T, 1, D]
-        swapped = heads.roll(self._head_dim // 2, dims=-1)
-        return torch.addcmul(heads * cos[0].unsqueeze(1), swapped, signed_sin)
+    def _gate(self, gate_up: torch.Tensor) -> torch.Tensor:
+        """Activation of the gate times up, [T, 2F] to [T, F]."""
+        if self._is_silu:
+            return silu_mul(gate_up)
+        gate, up = gate_up.chunk(2, dim=-1)  # [T, F] each
+        product: torch.Tensor = self.act_fn(gate).mul_(up)
+        return product
 
 
 def fuse_layers(model: PreTrainedModel, can_pack: Callable[[nn.Linear], bool]) -> None:
@@ -142,17 +169,31 @@ def _fuse_layer(
     layer: Any, inputs: torch.Tensor, arguments: dict[str, Any], *, packed: bool
 ) -> FusedDecoderLayer | None:
     """The fused layer that answers like `layer` when called with these arguments, None if there is none."""
-    trial = Trial()
+    trial, norms = Trial(), _norms(layer)
     with torch.inference_mode(), forward_context(trial):
         expected = layer(inputs, **arguments)
         if len(trial.calls) != 1 or trial.calls[0].has_sinks or not isinstance(expected, torch.Tensor):
             return None
-        fused = FusedDecoderLayer(layer, trial.calls[0], packed=packed)
+        if norms is None or trial.calls[0].shape.value_head_dim != layer.self_attn.head_dim:
+            return None
+        fused = FusedDecoderLayer(layer, trial.calls[0], norms, packed=packed)
         actual = fused(inputs, **arguments)
     # Of what the layers add: the residual itself is the same in both and would hide a difference.
     added = (expected - inputs).float()
     error = (actual - expected).float().norm() / added.norm()
     return fused if error < _TOLERANCE.get(inputs.dtype, _ROUNDED_TOLERANCE) else None
+
+
+def _norms(layer: Any) -> LayerNorms | None:
+    """The norms of `layer`; None if one of them is no RMS norm or those of its heads have different eps."""
+    attention = layer.self_attn
+    modules = [layer.input_layernorm, layer.post_attention_layernorm]
+    modules += [getattr(attention, name) for name in ("q_norm", "k_norm") if hasattr(attention, name)]
+    norms = [norm for module in modules if (norm := fast_rms_norm(module)) is not None]
+    if len(norms) < len(modules) or len({norm.eps for norm in norms[2:]}) > 1:
+        return None
+    query, key = norms[2:] or (None, None)
+    return LayerNorms(norms[0], norms[1], query, key)
 
 
 def _has_usual_parts(layer: Any) -> bool:

@@ -8,7 +8,6 @@ from attention_cases import among_layers
 from torch.nn import functional
 from triton_interpreter import interpreter
 
-from penstock.kernels.attention_reference import cache_write_reference
 from penstock.kernels.rope import rope_cache_write
 
 NUM_TOKENS = 7
@@ -80,7 +79,10 @@ def expected_results(inputs: Inputs, case: Case) -> tuple[torch.Tensor, torch.Te
         return heads * cos + torch.cat((-second, first), dim=-1) * sin
 
     caches = [torch.zeros(inputs.key_cache.shape) for _ in "kv"]
-    cache_write_reference(rotate(key), value, *caches, inputs.slot_mapping)
+    for token, slot in enumerate(inputs.slot_mapping.tolist()):
+        if slot >= 0:
+            for cache, states in zip(caches, (rotate(key), value), strict=True):
+                cache[slot // 16, :, slot % 16] = states[token]
     return rotate(query), caches[0], caches[1]
 
 

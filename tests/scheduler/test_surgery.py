@@ -9,7 +9,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from penstock.scheduler.models.linear import FusedPart, PackedLinear, fuse
-from penstock.scheduler.models.surgery import RMSNorm, fast_rms_norm, speed_up
+from penstock.scheduler.models.rms_norm import RMSNorm, fast_rms_norm
+from penstock.scheduler.models.surgery import speed_up
 
 
 def plain(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
