@@ -12,7 +12,8 @@ import triton
 import triton.language as tl
 
 from .attention_batch import AttentionBatch
-from .attention_decode import LOG2E, softcapped
+from .attention_decode import LOG2E
+from .attention_decode_kernel import softcapped
 
 
 @triton.jit
