@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from .fused_decoder import fuse_decoder
 from .fused_layer import fuse_layers
 from .linear import PackedLinear, fuse, has_hooks, is_plain
 from .rms_norm import fast_rms_norm
@@ -27,6 +28,7 @@ def speed_up(model: nn.Module, progress: Callable[[float], None]) -> None:
     """
     if isinstance(model, PreTrainedModel):
         fuse_layers(model, _can_pack)
+        fuse_decoder(model)
     parents = [module for module in model.modules() if next(module.children(), None) is not None]
     for done, parent in enumerate(parents):
         _fuse_siblings(parent)
