@@ -15,6 +15,7 @@ import torch
 from . import device as devices
 from .config import EngineConfig, ModelKind, ModelSpec
 from .errors import ModelLoadError, UnsupportedModelError
+from .models.fused_encoder import fuse_encoder
 from .models.load import report_loading
 from .models.surgery import speed_up
 
@@ -23,8 +24,10 @@ if TYPE_CHECKING:
 
 # One forward pass: at most so many tokens, padding included, and so many of padding that a pass of its own would cost
 # more. On a CPU larger passes fall out of the cache: 32 texts of 200 tokens take 1.6 times as long in one as in four.
-_CPU_PASS, _CPU_PADDING = 1024, 16
-_GPU_PASS, _GPU_PADDING = 32768, 1024
+# Fused layers divide a pass themselves and compute no padding.
+_CPU_PASS = 1024, 16
+_FUSED_PASS = 8192, 2048
+_GPU_PASS = 32768, 1024
 _PADDING_SHARE = 8  # beyond that, one token of padding for eight real ones
 _READING_SHARE = 0.7  # of the loading time
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -83,8 +86,7 @@ class EncoderRunner:
         self.num_parameters = sum(parameter.numel() for parameter in model.parameters())
         self._model = model
         self._pad_token_id: int = getattr(model.tokenizer, "pad_token_id", None) or 0
-        on_gpu = self.device.type == "cuda"
-        self._pass_limits = (_GPU_PASS, _GPU_PADDING) if on_gpu else (_CPU_PASS, _CPU_PADDING)
+        self._pass_limits = _GPU_PASS if self.device.type == "cuda" else _CPU_PASS
         self.output_dim = self.execute([[0]]).shape[1]
 
     @staticmethod
@@ -127,6 +129,8 @@ class EncoderRunner:
         runner = cls(spec.name, model, _max_model_len(spec, model))
         probe = [list(range(min(runner.vocab_size, runner.max_model_len, 16)))]
         expected = runner.execute(probe)
+        if fuse_encoder(model[0].auto_model):
+            runner._pass_limits = _FUSED_PASS
         speed_up(model, lambda done: progress("packing weights", _READING_SHARE + done * (1 - _READING_SHARE)))
         tolerance = 1e-4 if runner.dtype == torch.float32 else 3e-2
         if not np.allclose(runner.execute(probe), expected, atol=tolerance * float(np.abs(expected).max())):

@@ -91,6 +91,16 @@ def test_minilm_equals_the_librarys():
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
+def test_bfloat16_vectors_point_where_float32_ones_do():
+    texts = [*random_texts(20), "A penstock is the pipe that brings water to a turbine.", "ü"]
+    inputs = encode_ids(minilm_folder(), texts)
+    runner = load(minilm_folder(), dtype="bfloat16")
+    assert runner.dtype == torch.bfloat16
+    narrow, wide = runner.execute(inputs), load(minilm_folder()).execute(inputs)
+    cosines = (narrow * wide).sum(1) / np.linalg.norm(narrow, axis=1) / np.linalg.norm(wide, axis=1)
+    assert cosines.min() > 0.999
+
+
 def test_truncated_vectors_follow_the_folder(tmp_path):
     make_model("decoder", tmp_path / "decoder")
     settings = tmp_path / "decoder" / "config_sentence_transformers.json"
