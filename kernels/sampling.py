@@ -46,9 +46,12 @@ def sample_rows(logits: torch.Tensor, params: torch.Tensor) -> torch.Tensor:
     """
     check_shape("params", params, (len(logits), len(PARAMS)))
     check_dtype("params", params, torch.float64)
-    if logits.device.type == "cpu" and (kernels := library()) is not None:
-        return sample_rows_native(kernels, logits, params)
-    return sample_rows_torch(logits, params)
+    if logits.device.type != "cpu":
+        from .sampling_triton import sample_rows_triton
+
+        return sample_rows_triton(logits, params)
+    kernels = library()
+    return sample_rows_torch(logits, params) if kernels is None else sample_rows_native(kernels, logits, params)
 
 
 def keyed_uniforms(seeds: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -11,7 +11,7 @@ from ahead_of_time import MAX_SHARED, compile_kernel
 
 ROOT = Path(__file__).parents[2]
 BF16, FP16, FP32, FP8 = torch.bfloat16, torch.float16, torch.float32, torch.float8_e4m3fn
-INT32, INT64 = torch.int32, torch.int64
+FP64, INT32, INT64 = torch.float64, torch.int32, torch.int64
 PLAIN = {"WINDOW": 0, "SOFTCAP": False, "SINKS": False, "LOG2_E": 1.4426950408889634}
 FULL = PLAIN | {"WINDOW": 4096, "SOFTCAP": True, "SINKS": True}
 
@@ -128,6 +128,20 @@ def compile_layer_operations() -> None:
     assert compile_kernel(cache_write_kernel, dtypes, constants).spilled == 0
 
 
+def compile_sampling() -> None:
+    from penstock.kernels import sampling_triton as sampling
+
+    constants = {"CHUNK": sampling.CHUNK, "GROUP": sampling.GROUP, "TILE": sampling.TILE, "PADDED_CHUNKS": 128}
+    constants["MAX_CANDIDATES"] = sampling.MAX_CANDIDATES
+    dtypes = {"params": FP64, "chunk_maxima": FP32, "chunk_argmaxes": INT32, "chunk_masses": FP64}
+    dtypes |= {"group_maxima": FP32, "candidate_values": FP32, "candidate_ids": INT32, "token_ids": INT64}
+    for dtype in (BF16, FP32):
+        done = compile_kernel(sampling.sampling_chunks_kernel, dtypes | {"logits": dtype}, constants)
+        assert done.spilled == 0
+        done = compile_kernel(sampling.sampling_choice_kernel, dtypes | {"logits": dtype}, constants, num_warps=8)
+        assert done.spilled == 0
+
+
 def compile_others() -> None:
     from penstock.kernels.bitmask_triton import bitmask_kernel
 
@@ -136,7 +150,8 @@ def compile_others() -> None:
 
 
 @pytest.mark.parametrize(
-    "function", ["compile_decode", "compile_prefill", "compile_layer_operations", "compile_others"]
+    "function",
+    ["compile_decode", "compile_prefill", "compile_layer_operations", "compile_sampling", "compile_others"],
 )
 def test_kernels_compile_for_sm_90(function: str, tmp_path: Path) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")

@@ -1,8 +1,12 @@
 """Every implementation of `sample_rows` against the reference."""
 
+from collections.abc import Iterator
+from concurrent.futures import Executor
+
 import pytest
 import torch
 from sampling_cases import cases, reference
+from triton_interpreter import interpreter
 
 from penstock.kernels.native import library
 from penstock.kernels.sampling import sample_rows
@@ -26,6 +30,36 @@ def test_native_equals_the_reference(native, vocab_size, dtype):
     kept = logits.clone()
     assert sample_rows_native(native, logits, params).tolist() == reference(logits, params).tolist()
     assert torch.equal(logits.nan_to_num(), kept.nan_to_num())
+
+
+def triton_choices(vocab_size: int, dtype: torch.dtype, step: int, options: dict[str, int]) -> list[int]:
+    from penstock.kernels.sampling_triton import sample_rows_triton
+
+    logits, params = cases(vocab_size, dtype, num_draws=1)
+    return sample_rows_triton(logits[::step], params[::step], **options).tolist()
+
+
+@pytest.fixture(scope="module")
+def process() -> Iterator[Executor]:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    with interpreter() as executor:
+        yield executor
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "dtype", "step", "options"),
+    [
+        # Several chunks and tiles, and rows with more candidates than are kept aside.
+        (300, torch.float32, 4, {"chunk": 64, "tile": 128, "max_candidates": 64}),
+        (300, torch.float16, 7, {"chunk": 64, "tile": 128, "max_candidates": 128}),
+        (5003, torch.float32, 8, {}),
+        (1, torch.float32, 11, {}),
+    ],
+)
+def test_triton_equals_the_reference(process, vocab_size, dtype, step, options):
+    logits, params = cases(vocab_size, dtype, num_draws=1)
+    expected = reference(logits[::step], params[::step]).tolist()
+    assert process.submit(triton_choices, vocab_size, dtype, step, options).result() == expected
 
 
 @pytest.mark.parametrize(("vocab_size", "dtype"), SIZES)
