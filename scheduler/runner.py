@@ -89,15 +89,38 @@ class GenerationRunner:
         model, max_model_len = load_decoder(
             spec, device, lambda done: progress("reading weights", done * _READING_SHARE)
         )
+        return cls.prepare(spec, model, max_model_len, config, progress)
+
+    @classmethod
+    def prepare(
+        cls,
+        spec: ModelSpec,
+        model: PreTrainedModel,
+        max_model_len: int,
+        config: EngineConfig,
+        progress: Callable[[str, float], None],
+    ) -> "GenerationRunner":
+        """Check and speed up a model that is in memory.
+
+        Args:
+            spec: what it was loaded from; a model without a folder serves requests without grammars.
+            model: with the paged attention, on the device where it is to run.
+            max_model_len: its longest sequence.
+            config: of the engine.
+            progress: as for `load`.
+
+        Raises:
+            ModelLoadError: its code fails, or not every layer comes through the paged attention.
+            UnsupportedModelError: it would give wrong answers.
+        """
         proven = model.config.model_type in PROVEN
         with _model_code(spec.name):
             expected = None if proven else self_check.single_logits(model)
             runner = cls(spec, model, max_model_len, _probe_shapes(model), config.block_size)
             speed_up(model, lambda done: progress("packing weights", _READING_SHARE + done * (1 - _READING_SHARE)))
             # A little memory of its own to try the model out in; `use_kv_memory` follows when it is to serve.
-            runner.use_kv_memory(
-                torch.zeros(self_check.NUM_BLOCKS * runner.kv_bytes_per_block, dtype=torch.uint8, device=device)
-            )
+            num_bytes = self_check.NUM_BLOCKS * runner.kv_bytes_per_block
+            runner.use_kv_memory(torch.zeros(num_bytes, dtype=torch.uint8, device=model.device))
             if expected is not None:
                 self_check.check_packed(model, runner._caches, config.block_size, expected)
             runner.warm_up()
