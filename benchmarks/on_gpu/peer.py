@@ -80,7 +80,6 @@ def with_kvcache(
     block = block_table.gather(1, (position // page).unsqueeze(1)).squeeze(1).long()
     slots = torch.where((cache_seqlens >= 0) & (block >= 0), block * page + position % page, -1)
     key_cache, value_cache = k_cache.transpose(1, 2), v_cache.transpose(1, 2)  # [blocks, K, page, D]
-    cache_write_triton(k[:, 0], v[:, 0], key_cache, value_cache, slots)
     batch = AttentionBatch(
         block_table=block_table,
         seq_lens=torch.where(slots >= 0, position + 1, 0).int(),
