@@ -91,6 +91,7 @@ def with_kvcache(
         block_size=page,
         host=None,  # type: ignore[arg-type]  # only planning on a CPU reads it
     )
+    cache_write_triton(k[:, 0], v[:, 0], key_cache, value_cache, batch)
     output = torch.empty_like(q[:, 0])
     attend_decode(
         q[:, 0], key_cache, value_cache, batch, output, softmax_scale or q.shape[-1] ** -0.5, None, None, None
