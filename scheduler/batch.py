@@ -1,5 +1,6 @@
 """Turns one step's rows into the tensors of one packed forward pass."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import cast
 
@@ -11,17 +12,17 @@ from penstock.kernels.attention import AttentionBatch
 
 from .plan import GenerationBatch, ScheduledRow
 from .request import Request
+from .results import PromptSpan
 
 # T packed tokens, R rows, n rows that sample, p prompt tokens whose log probabilities are wanted
 
 
 @dataclass(frozen=True, slots=True)
-class PromptSpan:
-    """Tokens of a request's prompt whose log probabilities this step finds: `prompt_token_ids[start : end]`."""
+class LastTokens:
+    """What the model's last step sampled: on the device, whether or not the host knows it already."""
 
-    request: Request
-    start: int
-    end: int
+    token_ids: torch.Tensor  # [n] int64
+    index_of: Mapping[Request, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +39,26 @@ class ForwardInputs:
     """The other p logits are of the tokens before these."""
 
 
-def build_inputs(batch: GenerationBatch, block_size: int, device: torch.device) -> ForwardInputs:
+def build_inputs(
+    batch: GenerationBatch, block_size: int, device: torch.device, last: LastTokens | None = None
+) -> ForwardInputs:
     """Pack the rows of `batch` one after the other.
 
     Rows of one token cost a few list appends each: they are nearly all of the rows nearly all of the time.
+
+    Args:
+        batch: the rows.
+        block_size: tokens in a KV block.
+        device: where the inputs go.
+        last: has the tokens that the host does not know; None: it knows all.
     """
     rows = batch.rows
     num_decodes = _count_decodes(rows)
-    tokens = [row.request.token_ids[row.start] for row in rows[:num_decodes]]
+    known = [row.start < len(row.request.token_ids) for row in rows[:num_decodes]]
+    tokens = [
+        row.request.token_ids[row.start] if is_known else 0
+        for row, is_known in zip(rows[:num_decodes], known, strict=True)
+    ]
     positions = [row.start for row in rows[:num_decodes]]
     slots = [
         row.request.block_ids[row.start // block_size] * block_size + row.start % block_size
@@ -77,8 +90,15 @@ def build_inputs(batch: GenerationBatch, block_size: int, device: torch.device) 
         block_size,
         device,
     )
+    input_ids = torch.tensor([tokens], dtype=torch.int64).to(device, non_blocking=True)
+    if not all(known):
+        assert last is not None
+        places = [place for place, is_known in enumerate(known) if not is_known]
+        sources = [last.index_of[rows[place].request] for place in places]
+        routes = torch.tensor([places, sources]).to(device, non_blocking=True)  # [2, rows]
+        input_ids[0].index_copy_(0, routes[0], last.token_ids.index_select(0, routes[1]))
     return ForwardInputs(
-        input_ids=torch.tensor([tokens], dtype=torch.int64).to(device, non_blocking=True),
+        input_ids=input_ids,
         position_ids=torch.from_numpy(np.concatenate(position_parts)).unsqueeze(0).to(device, non_blocking=True),
         attention=attention,
         logits_indices=torch.from_numpy(indices).to(device, non_blocking=True) if len(indices) else None,

@@ -42,6 +42,8 @@ class EngineConfig:
     """Milliseconds between two tokens of a stream that prompts and texts beside it should not exceed; 0: no bound,
     negative: 400 on a CPU, 50 on a GPU."""
     enable_prefix_caching: bool = True
+    overlap: Literal["auto", "on", "off"] = "auto"
+    """Prepare a step on the host while the device computes the one before; auto: on a GPU. A CPU would be both."""
     num_threads: int = 0
     """Threads of one CPU operation; 0: the number of physical cores."""
 

@@ -37,6 +37,7 @@ def resolve(config: EngineConfig) -> EngineConfig:
         max_num_batched_tokens=step_tokens,
         max_num_seqs=min(config.max_num_seqs, step_tokens),
         itl_target_ms=itl_target_ms,
+        overlap=("on" if name == "cuda" else "off") if config.overlap == "auto" else config.overlap,
         num_threads=num_threads,
     )
 

@@ -7,7 +7,7 @@ the one that stamps timings. The device worker drives it in a process of its own
 import gc
 import logging
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -15,33 +15,29 @@ import torch
 from . import device
 from .config import EngineConfig
 from .encoder import EncoderRunner
-from .errors import ModelLoadError, RequestError, UnknownModelError
-from .grammar import Grammar, GrammarCompiler, invalid_grammar, param_of
+from .errors import ModelLoadError, UnknownModelError
+from .grammar import Grammar, GrammarCompiler
 from .job_checks import check_second_starts, check_token_ids
 from .kv_memory import KVMemory
 from .lanes import EmbeddingLane, GenerationLane
 from .messages import (
     Embed,
     EmbeddingOutput,
-    JobError,
-    JobTimings,
     ModelReady,
     ModelStats,
     RequestOutput,
     Submit,
 )
+from .outputs import STEP_FAILED, OutputMaker
 from .pace import StepPace
-from .plan import EmbeddingBatch, GenerationBatch, SampledToken, ScheduledRow
+from .plan import EmbeddingBatch, GenerationBatch
 from .policy import EmbeddingJob
 from .request import Request
+from .results import LaunchedBatch
 from .runner import GenerationRunner
 from .scheduler import Scheduler
 
 logger = logging.getLogger(__name__)
-
-_STEP_FAILED = JobError(
-    "The model failed while computing this request; the server's log says why.", code="internal_error", status=500
-)
 
 Runner = GenerationRunner | EncoderRunner
 
@@ -54,6 +50,15 @@ class StepResult:
     embeddings: list[EmbeddingOutput]
     step_seconds: float
     num_batched_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Launch:
+    """One model's share of a step that the device may still be computing."""
+
+    batch: GenerationBatch
+    results: LaunchedBatch
+    started: float
 
 
 class Engine:
@@ -71,6 +76,12 @@ class Engine:
         self._generation: dict[str, GenerationRunner] = {}
         self._embedding: dict[str, EncoderRunner] = {}
         self._kv_memory = KVMemory(self.config, self.scheduler)
+        self._maker = OutputMaker(self.scheduler)
+        self._in_flight: list[_Launch] = []
+        self._outputs: list[RequestOutput] = []
+        """Of steps that were collected in between, for the next result."""
+        self._last_done = 0.0
+        """When the device was last seen to have finished something."""
         self._embedding_results: dict[str, np.ndarray] = {}
         """[num inputs, dim] by request id, filled over several steps."""
 
@@ -100,6 +111,7 @@ class Engine:
 
     def shrink_kv_memory(self, num_bytes: int) -> bool:
         """Make room for the weights of another model, see `KVMemory.shrink`."""
+        self._drain()
         return self._kv_memory.shrink(num_bytes, self._generation.values())
 
     def is_resident(self, name: str) -> bool:
@@ -115,6 +127,7 @@ class Engine:
 
         The memory is free once the caller holds no other reference to the runner.
         """
+        self._drain()  # the rows of jobs that ended a moment ago may still be computed
         self.scheduler.remove(name)
         self._embedding.pop(name, None)
         self._generation.pop(name, None)
@@ -170,7 +183,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` would do anything."""
-        return self.scheduler.has_work
+        return self.scheduler.has_work or bool(self._in_flight or self._outputs)
 
     def grammars_of(self, model: str) -> GrammarCompiler:
         """What compiles grammars for a generation model.
@@ -220,103 +233,75 @@ class Engine:
     def cancel(self, request_id: str) -> None:
         """Forget a job; unknown ids are ignored."""
         self.scheduler.cancel(request_id)
+        self._outputs = [output for output in self._outputs if output.request_id != request_id]
         self._embedding_results.pop(request_id, None)
 
     # -------------------------------------------------------------------------------------------------------- step
 
     def step(self) -> StepResult:
-        """Schedule, run and sample once."""
+        """Launch the next step, and collect what the device has finished.
+
+        With `overlap` that is the step before: the host gets the next one ready while the device computes, and a step
+        may come without results. Without it, it is the same step.
+        """
         started = time.perf_counter()
         plan = self.scheduler.schedule()
-        outputs: list[RequestOutput] = []
+        in_flight, self._in_flight = self._in_flight, []
+        outputs, self._outputs = self._outputs, []
         embeddings: list[EmbeddingOutput] = []
         for batch in plan.generation:
-            outputs += self._run_generation(batch)
+            launch = self._launch(batch)
+            if isinstance(launch, _Launch):
+                self._in_flight.append(launch)
+            else:
+                outputs += launch
+            if self.config.overlap == "off":
+                outputs += self._collect_all()
+        for launch in in_flight:
+            outputs += self._collect(launch)
         for embedding_batch in plan.embedding:
             embeddings += self._run_embedding(embedding_batch)
         return StepResult(outputs, embeddings, time.perf_counter() - started, plan.num_batched_tokens)
 
-    def _run_generation(self, batch: GenerationBatch) -> list[RequestOutput]:
+    def _launch(self, batch: GenerationBatch) -> "_Launch | list[RequestOutput]":
+        """Begin a model's share of a step; if it fails, the outputs of its requests."""
         now = time.time()
         for row in batch.rows:
             row.request.first_scheduled_time = row.request.first_scheduled_time or now
         started = time.perf_counter()
         try:
-            sampled = self._generation[batch.model].execute(batch)
+            results = self._generation[batch.model].launch(batch)
         except Exception:  # whatever the model did, the other models and later requests go on
             logger.exception("a step of %s failed with %d requests in it", batch.model, len(batch.rows))
-            return self._fail_batch(batch)
-        num_streams = sum(row.num_tokens == 1 for row in batch.rows)
-        self._observe(batch.model, num_streams, batch.num_tokens - num_streams, started)
-        sampling_rows = [row for row in batch.rows if row.samples]
-        outputs = [_sign_of_life(row) for row in batch.rows if not row.samples]
+            return self._maker.fail(batch.rows)
         for row in batch.rows:
             self.scheduler.advance(row)
-        now = time.time()
-        return outputs + [self._append(row, token, now) for row, token in zip(sampling_rows, sampled, strict=True)]
+        return _Launch(batch, results, started)
 
-    def _observe(self, model: str, num_streams: int, num_tokens: int, started: float) -> None:
-        """Let the scheduler learn what a batch took: it has no clock of its own."""
-        self.scheduler.pace.observe(model, num_streams, num_tokens, time.perf_counter() - started)
+    def _collect(self, launch: "_Launch") -> list[RequestOutput]:
+        """Wait for a model's share of a step and give its requests their tokens."""
+        batch = launch.batch
+        try:
+            sampled = launch.results.collect()
+        except Exception:  # a GPU reports here what went wrong in it
+            logger.exception("a step of %s failed with %d requests in it", batch.model, len(batch.rows))
+            return self._maker.fail(batch.rows)
+        # The device began when it was told to, or after what it had to do before that.
+        done = time.perf_counter()
+        num_streams = sum(row.num_tokens == 1 for row in batch.rows)
+        seconds = done - max(launch.started, self._last_done)
+        self.scheduler.pace.observe(batch.model, num_streams, batch.num_tokens - num_streams, seconds)
+        self._last_done = done
+        return self._maker.outputs_of(batch.rows, sampled, self._generation[batch.model].eos_token_ids)
 
-    def _fail_batch(self, batch: GenerationBatch) -> list[RequestOutput]:
-        """End every request of a failed batch; its blocks may hold anything, so the prefix cache forgets all."""
-        lane = self.scheduler.generation_lanes[batch.model]
-        lane.kv.prefix_cache.clear()
-        for row in batch.rows:
-            self.scheduler.finish(row.request)
-        return [
-            RequestOutput(row.request.request_id, [], finish_reason="error", error=_STEP_FAILED) for row in batch.rows
-        ]
+    def _collect_all(self) -> list[RequestOutput]:
+        """Collect everything that is in flight."""
+        in_flight, self._in_flight = self._in_flight, []
+        return [output for launch in in_flight for output in self._collect(launch)]
 
-    def _append(self, row: ScheduledRow, token: SampledToken, now: float) -> RequestOutput:
-        """Add the sampled token to its request and end the request if it is complete."""
-        request = row.request
-        matcher = request.matcher
-        if matcher is not None and not matcher.accept(token.token_id):
-            return self._fail(request, invalid_grammar(matcher.error))
-        prompt_logprobs = request.prompt_logprobs if request.needs_prompt_logprobs else None
-        request.token_ids.append(token.token_id)
-        request.first_token_time = request.first_token_time or now
-        self.scheduler.generation_lanes[request.model].num_generation_tokens += 1
-        output = RequestOutput(
-            request_id=request.request_id,
-            token_ids=[token.token_id],
-            num_cached_tokens=request.num_cached_tokens,
-            logprobs=[token.logprobs] if token.logprobs else None,
-            prompt_logprobs=prompt_logprobs,
-        )
-        is_stop = self._is_stop_token(request, token.token_id) or (matcher is not None and matcher.ended_by_token)
-        stop_token_id = token.token_id if is_stop else None
-        is_complete = is_stop or (matcher is not None and matcher.is_complete)
-        if not is_complete and request.num_output_tokens < request.sampling.max_tokens:
-            return output
-        self.scheduler.finish(request)
-        return replace(
-            output,
-            finish_reason="stop" if is_complete else "length",
-            stop_token_id=stop_token_id,
-            timings=JobTimings(
-                queued=request.first_scheduled_time - request.arrival_time,
-                prefill=request.first_token_time - request.first_scheduled_time,
-                decode=now - request.first_token_time,
-                num_preemptions=request.num_preemptions,
-            ),
-        )
-
-    def _fail(self, request: Request, error: RequestError) -> RequestOutput:
-        """End one request for a reason of its own."""
-        self.scheduler.finish(request)
-        failure = JobError(error.message, error.code, param_of(error, request.sampling))
-        return RequestOutput(request.request_id, [], finish_reason="error", error=failure)
-
-    def _is_stop_token(self, request: Request, token_id: int) -> bool:
-        params = request.sampling
-        if request.num_output_tokens < params.min_tokens:
-            return False
-        if token_id in params.stop_token_ids:
-            return True
-        return not params.ignore_eos and token_id in self._generation[request.model].eos_token_ids
+    def _drain(self) -> None:
+        """Let the device finish, because its memory is to change; the next step tells what came of it."""
+        self._outputs += self._collect_all()
 
     def _run_embedding(self, batch: EmbeddingBatch) -> list[EmbeddingOutput]:
         lane = self.scheduler.embedding_lanes[batch.model]
@@ -345,15 +330,4 @@ class Engine:
     def _fail_embeddings(self, request_ids: set[str]) -> list[EmbeddingOutput]:
         for request_id in request_ids:
             self.cancel(request_id)
-        return [EmbeddingOutput(request_id, 0, b"", error=_STEP_FAILED) for request_id in sorted(request_ids)]
-
-
-def _sign_of_life(row: ScheduledRow) -> RequestOutput:
-    """The output of a row that does not reach the end of its request's tokens: how much of the prompt is computed."""
-    request = row.request
-    return RequestOutput(
-        request.request_id,
-        [],
-        num_cached_tokens=request.num_cached_tokens,
-        num_computed_tokens=min(row.end, len(request.prompt_token_ids)),
-    )
+        return [EmbeddingOutput(request_id, 0, b"", error=STEP_FAILED) for request_id in sorted(request_ids)]

@@ -56,6 +56,7 @@ class KVCacheManager:
         assert not request.block_ids and request.num_computed_tokens == 0
         self.pool.share(cached)
         request.block_ids = list(cached)
+        request.num_shared_blocks = len(cached)
         request.num_computed_tokens = len(cached) * self.block_size
         self._take(request, self.num_blocks_for(request.num_tokens) - len(cached))
         if request.num_preemptions == 0:
@@ -75,24 +76,26 @@ class KVCacheManager:
         """Let others share the request's full blocks among its first `num_tokens` tokens.
 
         Called when those tokens are scheduled, not when they are computed: within a step all keys and values of a
-        layer are written before any are read, so even a request of the same step may use them.
+        layer are written before any are read, so even a request of the same step may use them. A block whose last
+        token the host does not know yet has its turn at a later call.
         """
         if not self.enable_prefix_caching:
             return
-        num_full_blocks = num_tokens // self.block_size
-        first_new = request.num_computed_tokens // self.block_size
-        if first_new == num_full_blocks:
+        num_full_blocks = min(num_tokens, len(request.token_ids)) // self.block_size
+        if num_full_blocks <= request.num_shared_blocks:
             return
         extend_block_hashes(request, self.block_size, num_full_blocks)
-        for index in range(first_new, num_full_blocks):
+        for index in range(request.num_shared_blocks, num_full_blocks):
             self.prefix_cache.remember(request.block_ids[index], request.block_hashes[index])
+        request.num_shared_blocks = num_full_blocks
 
     def release(self, request: Request) -> None:
         """Take all blocks back. The last ones become free first: the longer a prefix, the less likely its reuse."""
+        self.remember(request, request.num_computed_tokens)
         for block_id in reversed(request.block_ids):
             self.pool.release(block_id, reusable=block_id in self.prefix_cache)
         request.block_ids = []
-        request.num_computed_tokens = 0
+        request.num_computed_tokens = request.num_shared_blocks = 0
 
     def slabs_of(self, request: Request) -> set[int]:
         """The arena's slabs that the request keeps from other models."""

@@ -35,18 +35,20 @@ class MaskFiller:
         self._device = device
         self._thread = ThreadPoolExecutor(1, "grammar-masks")  # it only waits for the library's own threads
         self._executor: LLExecutor | None = None
-        self._buffer = torch.empty(0, self._num_words, dtype=torch.int32)
+        self._buffers = [torch.empty(0, self._num_words, dtype=torch.int32) for _ in range(2)]
+        """Used in turn: that of the step before may still be on its way to the device."""
 
     def start(self, requests: Sequence[Request]) -> "PendingMasks | None":
         """Begin to fill the masks of the requests that sample in this step; None if none of them has a grammar."""
         rows = [row for row, request in enumerate(requests) if request.matcher is not None]
         if not rows:
             return None
-        if len(self._buffer) < len(rows):
-            shape = (max(len(rows), 2 * len(self._buffer)), self._num_words)
-            self._buffer = torch.empty(shape, dtype=torch.int32, pin_memory=self._device.type == "cuda")
+        self._buffers.reverse()
+        if len(self._buffers[0]) < len(rows):
+            shape = (max(len(rows), 2 * len(self._buffers[0])), self._num_words)
+            self._buffers[0] = torch.empty(shape, dtype=torch.int32, pin_memory=self._device.type == "cuda")
         chosen = [requests[row] for row in rows]
-        bits = self._buffer[: len(rows)]
+        bits = self._buffers[0][: len(rows)]
         return PendingMasks(self, rows, chosen, bits, self._thread.submit(self._fill, chosen, bits))
 
     def _fill(self, requests: Sequence[Request], bits: torch.Tensor) -> None:

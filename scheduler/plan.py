@@ -6,26 +6,27 @@ from .messages import TokenLogprobs
 from .request import Request
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class ScheduledRow:
-    """The tokens of one request that this step computes: `token_ids[start : start + num_tokens]`.
+    """The tokens of one request that this step computes: those from `start` to `start + num_tokens`.
 
-    The request's blocks already cover them. `start` is its `num_computed_tokens` when the plan was made.
+    The request's blocks already cover them. `start` is its `num_computed_tokens` when the plan was made. The last of
+    them may still be on the device, where the step before sampled it: it has no place in `token_ids` yet.
     """
 
     request: Request
     start: int
     num_tokens: int
+    samples: bool = field(init=False)
+    """Whether the row reaches the end of its request's tokens, so that the next token is sampled from it."""
+
+    def __post_init__(self) -> None:
+        self.samples = self.end == self.request.num_tokens
 
     @property
     def end(self) -> int:
         """First token index after the row: also the sequence length the row's last token attends to."""
         return self.start + self.num_tokens
-
-    @property
-    def samples(self) -> bool:
-        """Whether the row reaches the end of its request's tokens, so that the next token is sampled from it."""
-        return self.end == len(self.request.token_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,7 +34,10 @@ class Request:
                                           7         9
 
     There is no prefill and no decode phase: every step computes some of the tokens between `num_computed_tokens` and
-    `len(token_ids)`, and when it reaches the end one more token is sampled.
+    `num_tokens`, and when it reaches the end one more token is sampled.
+
+    While the host prepares a step, the tokens that the step before samples are still on the device: they count, since
+    the next ones are computed from them, but are not in `token_ids` before they have come.
     """
 
     request_id: str
@@ -47,13 +50,17 @@ class Request:
     cache_salt: str = ""
 
     token_ids: list[int] = field(default_factory=list)
-    """Prompt and output."""
+    """Prompt and output, as far as the host knows it."""
+    num_pending_tokens: int = 0
+    """Tokens that launched steps sample and the host has not got yet."""
     num_computed_tokens: int = 0
-    """Tokens whose keys and values are in the KV cache."""
+    """Tokens whose keys and values are in the KV cache, or will be when every launched step has run."""
     block_ids: list[BlockId] = field(default_factory=list)
     """Token i lives in block `block_ids[i // block_size]` at offset `i % block_size`."""
     block_hashes: list[bytes] = field(default_factory=list)
     """Chained hashes of the full blocks of `token_ids`, as far as they were needed."""
+    num_shared_blocks: int = 0
+    """Leading blocks that the prefix cache has been told of or that came from it."""
     status: RequestStatus = RequestStatus.WAITING
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache when the request was first scheduled."""
@@ -86,18 +93,38 @@ class Request:
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and output tokens."""
-        return len(self.token_ids)
+        """Prompt and output tokens, those on the device included."""
+        return len(self.token_ids) + self.num_pending_tokens
 
     @property
     def num_output_tokens(self) -> int:
-        """Generated tokens."""
-        return len(self.token_ids) - len(self.prompt_token_ids)
+        """Generated tokens, those on the device included."""
+        return self.num_tokens - len(self.prompt_token_ids)
+
+    @property
+    def awaits_token(self) -> bool:
+        """Whether its next step has to wait for the token that is still on the device, or there is none to come.
+
+        A grammar and the counts behind penalties are followed on the host.
+        """
+        if not self.num_pending_tokens:
+            return False
+        return self.matcher is not None or self.sampling.has_penalties or self.num_tokens == self.max_num_tokens
 
     @property
     def needs_prompt_logprobs(self) -> bool:
         """Whether all logits of the prompt are wanted: until the first token, with which they go out."""
-        return self.sampling.prompt_logprobs is not None and not self.num_output_tokens
+        return self.scores_prompt and not self.num_output_tokens
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether log probabilities of the prompt were asked for."""
+        return self.sampling.prompt_logprobs is not None
+
+    def append(self, token_id: int) -> None:
+        """A pending token has come."""
+        self.token_ids.append(token_id)
+        self.num_pending_tokens -= 1
 
     @property
     def max_num_tokens(self) -> int:

@@ -1,6 +1,7 @@
 """Runs one generation model: a packed batch of all scheduled tokens in, the sampled tokens out.
 
-Nothing may enter the path of `execute` that costs Python work per layer, or per row beyond a few list appends.
+Nothing may enter the path of `launch` that costs Python work per layer, or per row beyond a few list appends, or that
+waits for a GPU: it may be called for the next step while the device computes this one.
 """
 
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from . import device as devices
-from .batch import build_inputs
+from .batch import LastTokens, build_inputs
 from .config import EngineConfig, ModelSpec
 from .context import PagedContext, Trial, forward_context
 from .errors import ModelLoadError, PenstockError
@@ -23,6 +24,7 @@ from .models.load import eos_token_ids, load_decoder
 from .models.surgery import speed_up
 from .plan import GenerationBatch, SampledToken, ScheduledRow
 from .request import BlockId, Request
+from .results import LaunchedBatch
 from .sampling import Sampler
 from .sampling_params import SamplingParams
 
@@ -65,6 +67,7 @@ class GenerationRunner:
         self._shapes = shapes
         self._block_size = block_size
         self._caches: dict[int, LayerCache] = {}
+        self._last: LastTokens | None = None
         self._sampler = Sampler(self.vocab_size, self.eos_token_ids, self.device)
         self.grammars = GrammarCompiler(spec.path, self.vocab_size, self.eos_token_ids)
         self._masks = MaskFiller(self.vocab_size, self.eos_token_ids, self.device)
@@ -158,41 +161,51 @@ class GenerationRunner:
         )
         for start, num_tokens in ((0, 2), (2, 1)):
             rows = [ScheduledRow(request, start, num_tokens)]
-            (sampled,), layers_run = self._run(GenerationBatch(self.name, rows))
+            launched, layers_run = self._run(GenerationBatch(self.name, rows))
+            (sampled,) = launched.collect()
             if sorted(layers_run) != sorted(self._shapes):
                 raise ModelLoadError(
                     f"{self.name}: a step attended in layers {layers_run}, but the model has {sorted(self._shapes)}"
                 )
             request.token_ids.append(sampled.token_id)
 
-    def execute(self, batch: GenerationBatch) -> list[SampledToken]:
+    def launch(self, batch: GenerationBatch) -> LaunchedBatch:
         """Compute every row's tokens, write their keys and values, and sample one token for each row that samples.
 
+        A GPU is only told to; this returns before it has. Of the tokens that a row computes, the newest may be one that
+        the launch before has sampled and that nobody has collected yet.
+
         Returns:
-            One entry for each row with `samples`, in row order.
+            Gives the sampled tokens, one for each row with `samples`, in row order.
         """
         return self._run(batch)[0]
 
-    def _run(self, batch: GenerationBatch) -> tuple[list[SampledToken], list[int]]:
-        inputs = build_inputs(batch, self._block_size, self.device)
+    def execute(self, batch: GenerationBatch) -> list[SampledToken]:
+        """`launch`, and wait for the tokens."""
+        return self.launch(batch).collect()
+
+    def _run(self, batch: GenerationBatch) -> tuple[LaunchedBatch, list[int]]:
+        inputs = build_inputs(batch, self._block_size, self.device, self._last)
         masks = self._masks.start(inputs.sampling_requests)
         context = PagedContext(inputs.attention, self._caches)
         with torch.inference_mode(), forward_context(context):
             if inputs.logits_indices is None:
                 # Chunks in the middle of prompts: nobody reads their logits, so the head is left out.
                 self._model.base_model(input_ids=inputs.input_ids, position_ids=inputs.position_ids, use_cache=False)
-                if self.device.type == "cuda":
-                    torch.cuda.synchronize()  # or the next step would be taken for as long as both
-                return [], context.layers_run
+                return LaunchedBatch(self.device), context.layers_run
             logits = self._model(
                 input_ids=inputs.input_ids,
                 position_ids=inputs.position_ids,
                 use_cache=False,
                 logits_to_keep=inputs.logits_indices,
             ).logits[0]  # [rows that sample and prompt tokens, V]
-            num_sampling = len(inputs.sampling_requests)
-            self._sampler.score_prompts(logits[num_sampling:], inputs.prompt_spans)
-            return self._sampler.sample(logits[:num_sampling], inputs.sampling_requests, masks), context.layers_run
+            requests = inputs.sampling_requests
+            scored = self._sampler.score_prompts(logits[len(requests) :], inputs.prompt_spans)
+            if not requests:
+                return LaunchedBatch(self.device, None, inputs.prompt_spans, scored), context.layers_run
+            sampled = self._sampler.sample(logits[: len(requests)], requests, masks)
+            self._last = LastTokens(sampled.token_ids, {request: row for row, request in enumerate(requests)})
+            return LaunchedBatch(self.device, sampled, inputs.prompt_spans, scored), context.layers_run
 
 
 def _probe_shapes(model: PreTrainedModel) -> dict[int, LayerShape]:

@@ -6,7 +6,6 @@ temperature, top_k, top_p, min_p and a draw that is a function of (seed, positio
 are copied; the others are drawn from what the model wrote.
 """
 
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -17,11 +16,9 @@ from penstock.kernels.bitmask import apply_bitmask
 from penstock.kernels.penalties import add_bias, forbid, penalize
 from penstock.kernels.sampling import PARAMS, keyed_uniforms, sample_rows, top_logprobs
 
-from .batch import PromptSpan
 from .masks import PendingMasks
-from .messages import TokenLogprobs
-from .plan import SampledToken
 from .request import Request
+from .results import PromptSpan, RowLogprobs, SampledRows
 from .sampling_params import SamplingParams
 
 _MIN_TEMPERATURE = 1e-30  # less is not a normal float32, and already the argmax
@@ -37,7 +34,7 @@ class SamplerState:
         self.bias_values = np.fromiter(bias.values(), np.float32)
         ends = {token_id for token_id in (*eos_token_ids, *params.stop_token_ids) if 0 <= token_id < vocab_size}
         self.end_ids = np.array(sorted(ends), np.int64)
-        self.penalized = has_penalties(params)
+        self.penalized = params.has_penalties
         self._prompt_len = prompt_len
         self._vocab_size = vocab_size
         self._forget()
@@ -77,14 +74,9 @@ class SamplerState:
         return self._output_counts[: len(self._place)]
 
 
-def has_penalties(params: SamplingParams) -> bool:
-    """Whether seen tokens change the logits."""
-    return params.repetition_penalty != 1.0 or params.presence_penalty != 0.0 or params.frequency_penalty != 0.0
-
-
 def changes_logits(request: Request) -> bool:
     """Whether bias, penalties or min_tokens change the next token's logits."""
-    return bool(request.sampling.logit_bias) or _is_young(request) or has_penalties(request.sampling)
+    return bool(request.sampling.logit_bias) or _is_young(request) or request.sampling.has_penalties
 
 
 def _is_young(request: Request) -> bool:
@@ -115,20 +107,18 @@ class Sampler:
 
     def sample(
         self, logits: torch.Tensor, requests: Sequence[Request], masks: PendingMasks | None = None
-    ) -> list[SampledToken]:
+    ) -> SampledRows:
         """Choose one token for each row.
 
         Args:
             logits: [R, V] in any float dtype, left as they are. NaN counts as impossible; a row of nothing else gives
                 token 0.
-            requests: R requests, whose last token each row follows.
+            requests: R >= 1 requests, whose last token each row follows; it may still be on the device.
             masks: what the grammars of the requests allow, if any has one.
 
         Returns:
-            R tokens in the order of the rows, with log probabilities for the requests that asked.
+            R tokens in the order of the rows, with log probabilities for the requests that asked, on the device.
         """
-        if not requests:
-            return []
         logits = logits[:, : self._vocab_size]
         params = row_params(requests, self._vocab_size).to(self._device, non_blocking=True)
         changed = [
@@ -139,11 +129,11 @@ class Sampler:
         else:
             token_ids = self._sample_changed(logits, params, requests, changed, masks)
         asking = [row for row, request in enumerate(requests) if request.sampling.logprobs is not None]
-        logprobs = _logprobs(
-            logits[asking], token_ids[asking], [requests[row].sampling.logprobs or 0 for row in asking]
-        )
-        by_row = dict(zip(asking, logprobs, strict=True))
-        return [SampledToken(token_id, by_row.get(row)) for row, token_id in enumerate(token_ids.tolist())]
+        if not asking:
+            return SampledRows(token_ids, asking, None)
+        index = torch.tensor(asking).to(self._device, non_blocking=True)
+        numbers = [requests[row].sampling.logprobs or 0 for row in asking]
+        return SampledRows(token_ids, asking, _logprobs(logits[index], token_ids[index], numbers))
 
     def _sample_changed(
         self,
@@ -169,20 +159,22 @@ class Sampler:
         token_ids[rest] = sample_rows(logits[rest], params[rest])
         return token_ids
 
-    def score_prompts(self, logits: torch.Tensor, spans: Sequence[PromptSpan]) -> None:
-        """Add the log probabilities of prompt tokens to their requests.
+    def score_prompts(self, logits: torch.Tensor, spans: Sequence[PromptSpan]) -> RowLogprobs | None:
+        """Find the log probabilities of prompt tokens.
 
         Args:
             logits: [p, V] in any float dtype, of the tokens before those of the spans.
             spans: p tokens together.
+
+        Returns:
+            A row for each token, on the device; None if there are no spans.
         """
         if not spans:
-            return
+            return None
         token_ids = [token_id for span in spans for token_id in span.request.prompt_token_ids[span.start : span.end]]
         numbers = [span.request.sampling.prompt_logprobs or 0 for span in spans for _ in range(span.start, span.end)]
-        entries = iter(_logprobs(logits[:, : self._vocab_size], torch.tensor(token_ids, device=self._device), numbers))
-        for span in spans:
-            span.request.prompt_logprobs += itertools.islice(entries, span.end - span.start)
+        wanted = torch.tensor(token_ids).to(self._device, non_blocking=True)
+        return _logprobs(logits[:, : self._vocab_size], wanted, numbers)
 
     def _state(self, request: Request) -> SamplerState:
         if request.sampler_state is None:
@@ -230,10 +222,6 @@ class Sampler:
         return torch.from_numpy(np.concatenate(arrays)).to(self._device)
 
 
-def _logprobs(logits: torch.Tensor, token_ids: torch.Tensor, numbers: Sequence[int]) -> list[TokenLogprobs]:
+def _logprobs(logits: torch.Tensor, token_ids: torch.Tensor, numbers: list[int]) -> RowLogprobs:
     """Log probabilities of one token a row of `logits` [rows, V] and of the `numbers` [rows] likeliest ones."""
-    if not numbers:
-        return []
-    chosen, ids, logprobs = top_logprobs(logits, token_ids, min(max(numbers), logits.shape[1]))
-    rows = zip(numbers, chosen.tolist(), ids.tolist(), logprobs.tolist(), strict=True)
-    return [TokenLogprobs(value, top[:number], values[:number]) for number, value, top, values in rows]
+    return RowLogprobs(numbers, *top_logprobs(logits, token_ids, min(max(numbers), logits.shape[1])))

@@ -56,6 +56,11 @@ class SamplingParams:
     grammar_params: dict[str, str] = field(default_factory=dict)
     """Those of single rules, and of named grammars in the grammar, that come from other fields."""
 
+    @property
+    def has_penalties(self) -> bool:
+        """Whether seen tokens change the logits."""
+        return self.repetition_penalty != 1.0 or self.presence_penalty != 0.0 or self.frequency_penalty != 0.0
+
     def __post_init__(self) -> None:
         def check(ok: bool, name: str, value: object, wants: str) -> None:
             if not ok:

@@ -96,15 +96,17 @@ class Scheduler:
         lane = self._lane_of.pop(request_id, None)
         if lane is None:
             return
-        lane.waiting.remove(request_id)
+        job: Job | None = lane.waiting.remove(request_id)
         if isinstance(lane, EmbeddingLane):
             lane.unfinished.pop(request_id)
         elif request := lane.running.pop(request_id, None):
             lane.kv.release(request)
-            request.status = RequestStatus.FINISHED
+            job = request
+        if isinstance(job, Request):
+            job.status = RequestStatus.FINISHED
 
     def finish(self, request: Request) -> None:
-        """Take a running request out because its output is complete or its step failed."""
+        """Take a request out because its output is complete or its step failed."""
         self.cancel(request.request_id)
 
     def finish_embedding(self, job: EmbeddingJob) -> None:
@@ -174,11 +176,12 @@ class Scheduler:
         return step.plan()
 
     def advance(self, row: ScheduledRow) -> None:
-        """The row has been computed."""
+        """The row has been launched: what is scheduled next is computed after it."""
         lane = self.generation_lanes[row.request.model]
         prompt_end = len(row.request.prompt_token_ids)
         lane.num_prompt_tokens += max(0, min(row.end, prompt_end) - row.start)
         row.request.num_computed_tokens = row.end
+        row.request.num_pending_tokens += row.samples
 
     def _running_in_order(self) -> list[_Running]:
         """The running requests of all models, the policy's first ones first."""
@@ -210,7 +213,7 @@ class Scheduler:
         """Rows for the running requests that need a single token."""
         for lane, request in running:
             preempted_meanwhile = request.status is not RequestStatus.RUNNING
-            if preempted_meanwhile or request.num_tokens - request.num_computed_tokens != 1:
+            if preempted_meanwhile or request.awaits_token or request.num_tokens - request.num_computed_tokens != 1:
                 continue
             if self._make_room(step, lane, request):
                 lane.kv.grow(request)
@@ -274,7 +277,8 @@ class Scheduler:
         """Start the lane's first waiting request; False if it has to wait for room or blocks."""
         request = lane.waiting.peek()
         assert isinstance(request, Request)
-        if step.room_for(lane) == 0:
+        # Its last token may still be on the device if it was preempted a moment ago: its place cannot be looked up.
+        if step.room_for(lane) == 0 or request.num_pending_tokens:
             return False
         cached = lane.kv.find_cached(request)
         if not lane.kv.can_admit(request, cached):

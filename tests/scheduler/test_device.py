@@ -11,13 +11,15 @@ from penstock.scheduler.config import EngineConfig
 
 def test_automatic_values_are_filled_in() -> None:
     config = device.resolve(EngineConfig(device="cpu", max_num_seqs=1000))
-    assert config.device == "cpu"
+    assert (config.device, config.overlap) == ("cpu", "off")
     assert 1 <= config.num_threads == torch.get_num_threads()
     assert config.max_num_seqs == config.max_num_batched_tokens == 512
 
 
 def test_given_values_stay() -> None:
-    given = EngineConfig(device="cpu", max_num_seqs=4, max_num_batched_tokens=64, num_threads=3, itl_target_ms=30)
+    given = EngineConfig(
+        device="cpu", max_num_seqs=4, max_num_batched_tokens=64, num_threads=3, itl_target_ms=30, overlap="on"
+    )
     assert device.resolve(given) == given
 
 

@@ -13,7 +13,7 @@ from penstock.scheduler.engine import Engine
 from penstock.scheduler.errors import ContextLengthError, ModelLoadError, RequestError, UnknownModelError
 from penstock.scheduler.loader import load_runner
 from penstock.scheduler.messages import Embed, Submit
-from penstock.scheduler.plan import GenerationBatch, SampledToken
+from penstock.scheduler.plan import GenerationBatch
 from penstock.scheduler.sampling_params import SamplingParams
 
 PROMPT = [50, 60, 70, 80, 90]
@@ -135,14 +135,12 @@ def test_a_step_that_fails_ends_its_requests_alone(folder: Path, monkeypatch: py
     engine = make_engine(folder)
     (expected,) = run(engine, [make_job(PROMPT)])
     runner = engine._generation["m"]
-    execute = type(runner).execute
 
-    def fail_once(batch: GenerationBatch) -> list[SampledToken]:
+    def fail_once(self: object, batch: GenerationBatch) -> None:
         monkeypatch.undo()
         raise RuntimeError("device on fire")
 
-    assert execute is not fail_once
-    monkeypatch.setattr(type(runner), "execute", lambda self, batch: fail_once(batch))
+    monkeypatch.setattr(type(runner), "launch", fail_once)
     output = last_output(engine, make_job(PROMPT))
     assert output.finish_reason == "error"
     assert output.error is not None

@@ -129,10 +129,9 @@ class Simulation:
             self.scheduler.pace.observe(model, streams, tokens, seconds * noise)
         for batch in plan.generation:
             for row in batch.rows:
-                samples = row.samples
                 self.scheduler.advance(row)
-                if samples:
-                    row.request.token_ids.append(1)
+                if row.samples:
+                    row.request.append(1)
                     if row.request.num_output_tokens == row.request.sampling.max_tokens:
                         self.scheduler.finish(row.request)
 

@@ -8,6 +8,7 @@ import torch
 from penstock.kernels.sampling import keyed_uniforms
 from penstock.scheduler.messages import TokenLogprobs
 from penstock.scheduler.request import Request
+from penstock.scheduler.results import LaunchedBatch
 from penstock.scheduler.sampling import Sampler
 from penstock.scheduler.sampling_params import SamplingParams
 
@@ -28,7 +29,11 @@ def make_request(prompt=(10, 11, 12), output=(), *, seed=0, max_tokens=50, **par
 
 
 def sample(logits, *requests, vocab_size=VOCAB):
-    return Sampler(vocab_size, EOS, CPU).sample(logits, list(requests))
+    return collect(Sampler(vocab_size, EOS, CPU), logits, *requests)
+
+
+def collect(sampler, logits, *requests):
+    return LaunchedBatch(CPU, sampler.sample(logits, list(requests))).collect()
 
 
 def tokens(*arguments, **options):
@@ -148,14 +153,14 @@ def test_counts_follow_the_tokens_through_growth_and_preemption(logits):
     sampler = Sampler(VOCAB, EOS, CPU)
     for step in range(40):
         row = logits[step % 12]
-        (sampled,) = sampler.sample(row.unsqueeze(0), [request])
+        (sampled,) = collect(sampler, row.unsqueeze(0), request)
         assert sampled.token_id == expected_token(row, request)
         request.token_ids += [sampled.token_id, (step * 37) % VOCAB, 5]  # more than one token between two calls
     grown = request.sampler_state
     request.sampler_state = None  # as after a restart
-    again = sampler.sample(logits[:1], [request])
-    assert again == sampler.sample(
-        logits[:1], [make_request(request.prompt_token_ids, request.token_ids[300:], **params)]
+    again = collect(sampler, logits[:1], request)
+    assert again == collect(
+        sampler, logits[:1], make_request(request.prompt_token_ids, request.token_ids[300:], **params)
     )
     assert grown is not request.sampler_state
     del request.token_ids[320:]

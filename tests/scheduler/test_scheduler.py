@@ -1,6 +1,7 @@
 """Who gets which tokens of a step, exactly, and that no order of events loses a request or a block."""
 
 import random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -34,11 +35,17 @@ _arrival = iter(range(10**9))
 
 
 def make_request(
-    name: str, prompt: int | list[int], max_tokens: int = 4, *, arrival: float | None = None, model: str = "m"
+    name: str,
+    prompt: int | list[int],
+    max_tokens: int = 4,
+    *,
+    arrival: float | None = None,
+    model: str = "m",
+    **sampling: Any,
 ) -> Request:
     rng = random.Random(name)
     tokens = prompt if isinstance(prompt, list) else [rng.randrange(1000) for _ in range(prompt)]
-    params = SamplingParams(max_tokens=max_tokens, seed=0)
+    params = SamplingParams(max_tokens=max_tokens, seed=0, **sampling)
     arrival_time = float(next(_arrival)) if arrival is None else arrival
     return Request.from_submit(Submit(name, model, tokens, params, arrival_time))
 
@@ -49,16 +56,27 @@ def rows_of(plan: StepPlan) -> dict[str, tuple[int, int]]:
 
 
 def compute(scheduler: Scheduler, plan: StepPlan) -> None:
-    """What the engine does after a step, with token 7 as every sample."""
+    """What the engine does with a step, with token 7 as every sample."""
+    launch(scheduler, plan)
+    collect(scheduler, plan)
+
+
+def launch(scheduler: Scheduler, plan: StepPlan) -> None:
+    """The first half: the device knows of it."""
     for batch in plan.generation:
         num_streams = sum(row.num_tokens == 1 for row in batch.rows)
         scheduler.pace.observe(batch.model, num_streams, batch.num_tokens - num_streams, 0.001 * batch.num_tokens)
         for row in batch.rows:
-            samples = row.samples
             scheduler.advance(row)
-            if samples:
-                row.request.token_ids.append(7)
-                if row.request.num_output_tokens == row.request.sampling.max_tokens:
+
+
+def collect(scheduler: Scheduler, plan: StepPlan) -> None:
+    """The second half, before which the next step may be scheduled and launched."""
+    for batch in plan.generation:
+        for row in batch.rows:
+            if row.samples and row.request.status is not RequestStatus.FINISHED:
+                row.request.append(7)
+                if len(row.request.token_ids) == row.request.max_num_tokens:
                     scheduler.finish(row.request)
     for embedding_batch in plan.embedding:
         for item in embedding_batch.inputs:
@@ -312,6 +330,44 @@ def test_a_prompt_of_many_steps_leaves_others_half_of_each() -> None:
     assert rows_of(scheduler.schedule()) == {"long": (38, 15), "chat": (10, 1)}
 
 
+def test_a_stream_goes_on_while_its_newest_token_is_on_the_device() -> None:
+    scheduler = make_scheduler(block_size=4)
+    stream = make_request("stream", 3, max_tokens=3)
+    penalised = make_request("penalised", 3, max_tokens=3, presence_penalty=1.0)
+    scheduler.add(stream)
+    scheduler.add(penalised)
+    plans = [scheduler.schedule()]
+    launch(scheduler, plans[0])
+    for _ in range(3):
+        plans.append(scheduler.schedule())
+        launch(scheduler, plans[-1])
+        collect(scheduler, plans[-2])
+    # Its last token is known to be the last, so nothing is computed from it.
+    assert [rows_of(plan).get("stream") for plan in plans] == [(0, 3), (3, 1), (4, 1), None]
+    assert [rows_of(plan).get("penalised") for plan in plans] == [(0, 3), None, (3, 1), None]
+    assert stream.token_ids[3:] == [7, 7, 7]
+    assert stream.status is RequestStatus.FINISHED
+
+
+def test_a_block_is_shared_once_the_host_knows_its_tokens() -> None:
+    scheduler = make_scheduler(block_size=4)
+    kv = scheduler.generation_lanes["m"].kv
+    stream = make_request("stream", 3, max_tokens=9)
+    scheduler.add(stream)
+    plans = [scheduler.schedule()]
+    launch(scheduler, plans[0])
+    known = []
+    for _ in range(3):
+        plans.append(scheduler.schedule())
+        known.append(len(kv.prefix_cache))
+        launch(scheduler, plans[-1])
+        collect(scheduler, plans[-2])
+    assert [rows_of(plan)["stream"] for plan in plans] == [(0, 3), (3, 1), (4, 1), (5, 1)]
+    assert known == [0, 1, 1]
+    scheduler.cancel("stream")
+    assert kv.find_cached(make_request("again", stream.token_ids[:5])) == [0]
+
+
 def test_a_budget_smaller_than_the_seats_is_refused() -> None:
     with pytest.raises(ValueError, match="max_num_batched_tokens is 4, less than max_num_seqs, 8"):
         Scheduler(max_num_seqs=8, max_num_batched_tokens=4, pace=StepPace(0))
@@ -365,6 +421,7 @@ EVENT = st.one_of(
     max_num_seqs=st.integers(1, 6),
     budget=st.integers(6, 40),
     prefix=st.booleans(),
+    overlap=st.booleans(),
     target=st.sampled_from([0.0, 0.0001, 0.02]),
 )
 def test_no_sequence_of_events_leaks_a_block_or_loses_a_request(
@@ -375,6 +432,7 @@ def test_no_sequence_of_events_leaks_a_block_or_loses_a_request(
     max_num_seqs: int,
     budget: int,
     prefix: bool,
+    overlap: bool,
     target: float,
 ) -> None:
     scheduler = make_scheduler(11, 4, max_num_seqs, budget, prefix)
@@ -388,6 +446,17 @@ def test_no_sequence_of_events_leaks_a_block_or_loses_a_request(
     for model, size in zip("mn", block_bytes, strict=True):
         install(model, size)
     requests: list[Request] = []
+    in_flight = StepPlan()
+
+    def step() -> StepPlan:
+        nonlocal in_flight
+        plan, before = scheduler.schedule(), in_flight
+        launch(scheduler, plan)
+        if overlap:
+            in_flight = plan
+        collect(scheduler, before if overlap else plan)
+        return plan
+
     jobs: list[str] = []
     cancelled: set[str] = set()
     for number, ((event, size, count), arrival) in enumerate(events):
@@ -395,14 +464,17 @@ def test_no_sequence_of_events_leaks_a_block_or_loses_a_request(
         if event.startswith("add"):  # prompts begin alike, so that blocks are shared; many arrive at the same time
             model = "m" if event == "add" else "n"
             prompt = [1] * (size // 2) + [number] * (size - size // 2)
-            requests.append(make_request(name, prompt, max_tokens=count, arrival=arrival, model=model))
+            penalty = (size % 3) / 2  # some must have their tokens on the host before they go on
+            requests.append(
+                make_request(name, prompt, max_tokens=count, arrival=arrival, model=model, presence_penalty=penalty)
+            )
             scheduler.add(requests[-1])
             jobs.append(name)
         elif event == "embed":
             scheduler.add_embedding(EmbeddingJob(name, "e", [[1] * size] * count, arrival))
             jobs.append(name)
         elif event == "swap":  # another model under the name, if nobody uses it
-            if not scheduler.has_jobs("n"):
+            if not scheduler.has_jobs("n") and not in_flight:
                 scheduler.remove("n")
                 check_integrity(scheduler)
                 install("n", size)
@@ -410,15 +482,14 @@ def test_no_sequence_of_events_leaks_a_block_or_loses_a_request(
             cancelled.add(jobs[size % len(jobs)])
             scheduler.cancel(jobs[size % len(jobs)])
         else:
-            compute(scheduler, scheduler.schedule())
+            step()
         check_integrity(scheduler)
     num_steps = 0
     while scheduler.has_work:
-        first = first_running(scheduler)
-        plan = scheduler.schedule()
-        assert plan, "jobs wait, but the step is empty"
-        assert first is None or first in rows_of(plan), "the first request of all does not go on"
-        compute(scheduler, plan)
+        first, before = first_running(scheduler), in_flight
+        plan = step()
+        assert plan or before, "jobs wait, but the step is empty"
+        assert first is None or first in rows_of(plan) | rows_of(before), "the first request of all does not go on"
         check_integrity(scheduler)
         num_steps += 1
         assert num_steps < 5000, "the requests never finish"

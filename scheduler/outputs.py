@@ -1,0 +1,119 @@
+"""Makes of a step's results what the clients of its requests hear: tokens are appended, ends are found."""
+
+import time
+from collections.abc import Collection
+from dataclasses import replace
+
+from .errors import RequestError
+from .grammar import invalid_grammar, param_of
+from .messages import JobError, JobTimings, RequestOutput
+from .plan import SampledToken, ScheduledRow
+from .request import Request, RequestStatus
+from .scheduler import Scheduler
+
+STEP_FAILED = JobError(
+    "The model failed while computing this request; the server's log says why.", code="internal_error", status=500
+)
+
+
+class OutputMaker:
+    """Advances the requests of collected rows.
+
+    A step may have been launched before the one before it ended or cancelled a request of both. Such a surplus row
+    says nothing: its request is finished, and its token is dropped.
+    """
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+
+    def outputs_of(
+        self, rows: list[ScheduledRow], sampled: list[SampledToken], eos_token_ids: Collection[int]
+    ) -> list[RequestOutput]:
+        """What the requests of computed rows have to say.
+
+        Args:
+            rows: of one model.
+            sampled: a token for each of those that sample.
+            eos_token_ids: that end an output of the model.
+        """
+        now = time.time()
+        outputs = [_sign_of_life(row) for row in rows if not row.samples and _is_alive(row)]
+        sampling_rows = [row for row in rows if row.samples]
+        for row, token in zip(sampling_rows, sampled, strict=True):
+            if _is_alive(row):
+                outputs.append(self._append(row.request, token, now, eos_token_ids))
+        return outputs
+
+    def fail(self, rows: list[ScheduledRow]) -> list[RequestOutput]:
+        """End every request of a batch that failed; its blocks may hold anything, so the prefix cache forgets all."""
+        failed = [row.request for row in rows if _is_alive(row)]
+        for request in failed:
+            self._scheduler.finish(request)
+        for model in {row.request.model for row in rows}:
+            self._scheduler.generation_lanes[model].kv.prefix_cache.clear()
+        return [RequestOutput(request.request_id, [], finish_reason="error", error=STEP_FAILED) for request in failed]
+
+    def _append(
+        self, request: Request, token: SampledToken, now: float, eos_token_ids: Collection[int]
+    ) -> RequestOutput:
+        """Add the sampled token to its request and end the request if it is complete."""
+        matcher = request.matcher
+        if matcher is not None and not matcher.accept(token.token_id):
+            return self._refuse(request, invalid_grammar(matcher.error))
+        is_first = len(request.token_ids) == len(request.prompt_token_ids)
+        request.append(token.token_id)
+        request.first_token_time = request.first_token_time or now
+        self._scheduler.generation_lanes[request.model].num_generation_tokens += 1
+        output = RequestOutput(
+            request_id=request.request_id,
+            token_ids=[token.token_id],
+            num_cached_tokens=request.num_cached_tokens,
+            logprobs=[token.logprobs] if token.logprobs else None,
+            prompt_logprobs=request.prompt_logprobs if is_first and request.scores_prompt else None,
+        )
+        num_output_tokens = len(request.token_ids) - len(request.prompt_token_ids)
+        is_stop = _is_stop_token(request, token.token_id, num_output_tokens, eos_token_ids)
+        is_stop = is_stop or (matcher is not None and matcher.ended_by_token)
+        is_complete = is_stop or (matcher is not None and matcher.is_complete)
+        if not is_complete and num_output_tokens < request.sampling.max_tokens:
+            return output
+        self._scheduler.finish(request)
+        return replace(
+            output,
+            finish_reason="stop" if is_complete else "length",
+            stop_token_id=token.token_id if is_stop else None,
+            timings=JobTimings(
+                queued=request.first_scheduled_time - request.arrival_time,
+                prefill=request.first_token_time - request.first_scheduled_time,
+                decode=now - request.first_token_time,
+                num_preemptions=request.num_preemptions,
+            ),
+        )
+
+    def _refuse(self, request: Request, error: RequestError) -> RequestOutput:
+        """End one request for a reason of its own."""
+        self._scheduler.finish(request)
+        failure = JobError(error.message, error.code, param_of(error, request.sampling))
+        return RequestOutput(request.request_id, [], finish_reason="error", error=failure)
+
+
+def _is_alive(row: ScheduledRow) -> bool:
+    return row.request.status is not RequestStatus.FINISHED
+
+
+def _is_stop_token(request: Request, token_id: int, num_output_tokens: int, eos_token_ids: Collection[int]) -> bool:
+    params = request.sampling
+    if num_output_tokens < params.min_tokens:
+        return False
+    return token_id in params.stop_token_ids or (not params.ignore_eos and token_id in eos_token_ids)
+
+
+def _sign_of_life(row: ScheduledRow) -> RequestOutput:
+    """The output of a row that does not reach the end of its request's tokens: how much of the prompt is computed."""
+    request = row.request
+    return RequestOutput(
+        request.request_id,
+        [],
+        num_cached_tokens=request.num_cached_tokens,
+        num_computed_tokens=min(row.end, len(request.prompt_token_ids)),
+    )
