@@ -58,17 +58,21 @@ _DECODE = {
 # float32, which is for tests, and head dims beyond 256: what fits.
 _DECODE_DEFAULT = DecodeConfig(32, 4, 1, 4, 2)
 
-# By the padded head dim, in 16 bits. wgmma wants 64 rows for each group of four warps, so that 128 rows take 8 warps;
-# the accumulator of 128 x 128 then takes 64 registers a thread and the scores of 128 x 64 another 32. At 256 the
-# accumulator alone would take 128 of them: fewer keys at once.
+# The same. wgmma wants 64 rows for each group of four warps, so that 128 rows take 8. For each 16 of the head dim its
+# operands take 32 cycles out of shared memory with 64 keys, as long as the product itself, and with 128 keys 48 of 64.
+# At a head dim of 256 the accumulator alone takes 128 registers a thread, and only 32 keys fit beside it without
+# spilling; widening numbers of 8 bits needs room too.
 _PREFILL = {
-    16: PrefillConfig(128, 64, 4, 2),
-    32: PrefillConfig(128, 64, 4, 2),
-    64: PrefillConfig(128, 128, 8, 3),
-    128: PrefillConfig(128, 64, 8, 3),
-    256: PrefillConfig(128, 32, 8, 2),
+    (16, 2): PrefillConfig(128, 64, 4, 2),
+    (32, 2): PrefillConfig(128, 64, 4, 2),
+    (64, 2): PrefillConfig(128, 128, 8, 3),
+    (128, 2): PrefillConfig(128, 128, 8, 3),
+    (256, 2): PrefillConfig(128, 32, 8, 2),
+    (64, 1): PrefillConfig(128, 64, 8, 3),
+    (128, 1): PrefillConfig(128, 64, 8, 3),
+    (256, 1): PrefillConfig(128, 32, 8, 2),
 }
-_PREFILL_DEFAULT = PrefillConfig(64, 32, 4, 2)
+_PREFILL_DEFAULT = PrefillConfig(32, 32, 4, 2)
 
 
 def decode_config(head_dim: int, dtype: torch.dtype) -> DecodeConfig:
@@ -89,9 +93,9 @@ def prefill_config(head_dim: int, group: int, dtype: torch.dtype) -> PrefillConf
     Args:
         head_dim: the larger of the keys' and the values'.
         group: query heads of a kv head.
-        dtype: of the query.
+        dtype: of the cache.
     """
-    config = _PREFILL.get(padded(head_dim), _PREFILL_DEFAULT) if dtype.itemsize == 2 else _PREFILL_DEFAULT
+    config = _PREFILL.get((padded(head_dim), dtype.itemsize), _PREFILL_DEFAULT)
     return replace(config, block_m=max(config.block_m, _next_power_of_2(group)))
 
 
@@ -105,9 +109,10 @@ def decode_candidates(head_dim: int, dtype: torch.dtype) -> Iterator[DecodeConfi
 
 def prefill_candidates(head_dim: int, group: int, dtype: torch.dtype) -> Iterator[PrefillConfig]:
     """The same for rows with several tokens."""
-    size = padded(head_dim) * dtype.itemsize  # bytes of one query, key or value
+    size = padded(head_dim)
     for block_m, block_n, warps, stages in product((64, 128, 256), (32, 64, 128), (4, 8), (2, 3, 4)):
-        if block_m >= group and (block_m + 2 * stages * block_n) * size <= MAX_SHARED:
+        # Queries in 16 bits, and the keys and values of two tiles.
+        if block_m >= group and block_m * size * 2 + 4 * block_n * size * dtype.itemsize <= MAX_SHARED:
             yield PrefillConfig(block_m, block_n, warps, stages)
 
 

@@ -12,11 +12,15 @@ import triton
 import triton.language as tl
 
 from .attention_batch import AttentionBatch
+from .attention_configs import PrefillConfig, padded, prefill_config
 from .attention_decode import LOG2E
 from .attention_decode_kernel import softcapped
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["first_row", "block_table_stride"],
+    do_not_specialize_on_alignment=["block_table", "seq_lens", "query_start_loc"],
+)
 def prefill_kernel(
     query,
     key_cache,
@@ -25,6 +29,8 @@ def prefill_kernel(
     seq_lens,
     query_start_loc,
     sinks,
+    key_scale,
+    value_scale,
     output,
     first_row,
     scale,
@@ -50,6 +56,7 @@ def prefill_kernel(
     WINDOW: tl.constexpr,
     SOFTCAP: tl.constexpr,
     SINKS: tl.constexpr,
+    SCALED: tl.constexpr,
     LOG2_E: tl.constexpr,
 ):
     """Program (query tile, kv head, row): BLOCK_M matrix rows are BLOCK_M // G tokens times the G heads of a kv head.
@@ -83,53 +90,71 @@ def prefill_kernel(
     tile_position = seq_len - query_len + tile_token
     end = tl.minimum(tile_position + TOKENS, seq_len)
     start = 0
+    full_start = 0
     if WINDOW > 0:
-        start = tl.maximum(tile_position - WINDOW + 1, 0) // BLOCK_N * BLOCK_N
+        start = tl.maximum(tile_position - WINDOW + 1, 0)
+        full_start = tl.minimum(start + tl.cdiv(tl.maximum(end - WINDOW - start, 0), BLOCK_N) * BLOCK_N, end)
+    full_end = tl.maximum(start + (tile_position + 1 - start) // BLOCK_N * BLOCK_N, full_start)
+    keys = key_cache + kv_head.to(tl.int64) * key_stride_k
+    values = value_cache + kv_head.to(tl.int64) * value_stride_k
+    blocks = block_table + row * block_table_stride
+    key_scale_of_head = scale
+    if SCALED:
+        key_scale_of_head = scale * tl.load(key_scale + kv_head)
     peak = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     accumulator = tl.zeros([BLOCK_M, BLOCK_DV], tl.float32)
-    for key_start in range(start, end, BLOCK_N):
-        position = key_start + tl.arange(0, BLOCK_N)
-        inside = position < end
-        block = tl.load(block_table + row * block_table_stride + position // BLOCK_SIZE, mask=inside, other=0)
-        block = block.to(tl.int64)
-        offset = position % BLOCK_SIZE
-        k = tl.load(
-            key_cache + (block * key_stride_b + kv_head * key_stride_k + offset * key_stride_s)[None, :] + dim[:, None],
-            mask=inside[None, :] & (dim < HEAD_DIM)[:, None],
-            other=0.0,
-        )  # [BLOCK_D, BLOCK_N]
-        v = tl.load(
-            value_cache
-            + (block * value_stride_b + kv_head * value_stride_k + offset * value_stride_s)[:, None]
-            + value_dim[None, :],
-            mask=inside[:, None] & (value_dim < VALUE_HEAD_DIM)[None, :],
-            other=0.0,
-        )  # [BLOCK_N, BLOCK_DV]
-        scores = tl.dot(q, k, input_precision="ieee") * scale  # [BLOCK_M, BLOCK_N]
-        if SOFTCAP:
-            scores = softcapped(scores, softcap, LOG2_E)
-        visible = position[None, :] <= query_position[:, None]
-        if WINDOW > 0:
-            visible = visible & (position[None, :] > query_position[:, None] - WINDOW)
-        scores = tl.where(visible, scores * LOG2_E, float("-inf"))
-        new_peak = tl.maximum(peak, tl.max(scores, 1))
-        # A window may hide a whole tile of keys from some tokens: without a peak, -inf - -inf would be NaN.
-        base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
-        weights = tl.exp2(scores - base[:, None])
-        shrink = tl.exp2(peak - base)
-        total = total * shrink + tl.sum(weights, 1)
-        accumulator = accumulator * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-        peak = new_peak
+    # Keys at the edge of a window, keys that all tokens of the tile see, keys at the diagonal.
+    for part in tl.static_range(0 if WINDOW > 0 else 1, 3):
+        first = start if part == 0 else (full_start if part == 1 else full_end)
+        stop = full_start if part == 0 else (full_end if part == 1 else end)
+        for key_start in range(first, stop, BLOCK_N):
+            position = key_start + tl.arange(0, BLOCK_N)
+            key_mask = (dim < HEAD_DIM)[None, :]
+            value_mask = (value_dim < VALUE_HEAD_DIM)[None, :]
+            inside = position < end
+            if part != 1:
+                key_mask = key_mask & inside[:, None]
+                value_mask = value_mask & inside[:, None]
+            block = tl.load(blocks + position // BLOCK_SIZE, mask=inside if part != 1 else None).to(tl.int64)
+            offset = position % BLOCK_SIZE
+            place = block * key_stride_b + offset * key_stride_s
+            k = tl.load(keys + place[:, None] + dim[None, :], mask=key_mask, other=0.0)  # [BLOCK_N, BLOCK_D]
+            place = block * value_stride_b + offset * value_stride_s
+            v = tl.load(values + place[:, None] + value_dim[None, :], mask=value_mask, other=0.0)  # [BLOCK_N, BLOCK_DV]
+            scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")  # [BLOCK_M, BLOCK_N]
+            if SOFTCAP:
+                scores = softcapped(scores * key_scale_of_head, softcap, LOG2_E) * LOG2_E
+            else:
+                scores = scores * (key_scale_of_head * LOG2_E)
+            if part != 1:
+                visible = position[None, :] <= query_position[:, None]
+                if WINDOW > 0:
+                    visible = visible & (position[None, :] > query_position[:, None] - WINDOW)
+                scores = tl.where(visible, scores, float("-inf"))
+            new_peak = tl.maximum(peak, tl.max(scores, 1))
+            base = new_peak
+            if part != 1:
+                # A window may hide a whole tile of keys from some tokens: without a peak, -inf - -inf would be NaN.
+                base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
+            weights = tl.exp2(scores - base[:, None])
+            shrink = tl.exp2(peak - base)
+            total = total * shrink + tl.sum(weights, 1)
+            accumulator *= shrink[:, None]
+            accumulator = tl.dot(weights.to(q.dtype), v.to(q.dtype), accumulator, input_precision="ieee")
+            peak = new_peak
     if SINKS:
         sink = tl.load(sinks + head, mask=valid, other=0.0).to(tl.float32) * LOG2_E
         base = tl.maximum(peak, sink)
         shrink = tl.exp2(peak - base)
         total = total * shrink + tl.exp2(sink - base)
         accumulator = accumulator * shrink[:, None]
+    result = accumulator / tl.where(total == 0.0, 1.0, total)[:, None]
+    if SCALED:
+        result = result * tl.load(value_scale + kv_head)
     tl.store(
         output + (packed * output_stride_t + head * VALUE_HEAD_DIM)[:, None] + value_dim[None, :],
-        accumulator / tl.where(total == 0.0, 1.0, total)[:, None],
+        result,
         mask=valid[:, None] & (value_dim < VALUE_HEAD_DIM)[None, :],
     )
 
@@ -144,27 +169,35 @@ def attend_prefill(
     sliding_window: int | None,
     softcap: float | None,
     sinks: torch.Tensor | None,
+    *,
+    key_scale: torch.Tensor | None = None,
+    value_scale: torch.Tensor | None = None,
+    config: PrefillConfig | None = None,
 ) -> None:
     """Attend from the tokens of the batch's rows behind its decode rows.
 
+    Computes `2 * n * H * (D + Dv)` floating-point operations, n being the pairs of a token and a key that it sees.
+
     Args:
         query: [T, H, D], D contiguous.
-        key_cache: [B, K, S, D], the step's keys already stored.
+        key_cache: [B, K, S, D], the step's keys already stored; of the query's dtype or, with scales, float8.
         value_cache: [B, K, S, Dv], likewise.
         batch: the step's rows.
         output: [T, H, Dv] contiguous; the tokens of those rows are written.
         scale: factor of the scores.
         sliding_window: newest keys a token sees; None: all.
-        softcap: see `paged_attention`.
+        softcap: see `cached_attention`.
         sinks: [H] or None.
+        key_scale: [K] float32, by which what the cache holds of each head has to be multiplied; None: by nothing.
+        value_scale: [K] float32, likewise; given if and only if `key_scale` is.
+        config: how the work is cut; None: as `prefill_config` says.
     """
     num_heads, value_head_dim = query.shape[1], output.shape[2]
     _, num_kv_heads, block_size, head_dim = key_cache.shape
     group = num_heads // num_kv_heads
-    block_d = max(16, triton.next_power_of_2(head_dim))
-    block_m, block_n, num_warps = tile_sizes(group, block_d, query.dtype)
+    config = config or prefill_config(max(head_dim, value_head_dim), group, key_cache.dtype)
     num_rows = batch.seq_lens.shape[0] - batch.num_decodes
-    num_tiles = triton.cdiv(batch.max_query_len, block_m // group)
+    num_tiles = triton.cdiv(batch.max_query_len, config.block_m // group)
     prefill_kernel[(num_tiles, num_kv_heads, num_rows)](
         query,
         key_cache,
@@ -173,6 +206,8 @@ def attend_prefill(
         batch.seq_lens,
         batch.query_start_loc,
         query if sinks is None else sinks,
+        query if key_scale is None else key_scale,
+        query if value_scale is None else value_scale,
         output,
         batch.num_decodes,
         scale,
@@ -185,22 +220,16 @@ def attend_prefill(
         GROUP=group,
         HEAD_DIM=head_dim,
         VALUE_HEAD_DIM=value_head_dim,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
-        BLOCK_D=block_d,
-        BLOCK_DV=max(16, triton.next_power_of_2(value_head_dim)),
+        BLOCK_M=config.block_m,
+        BLOCK_N=config.block_n,
+        BLOCK_D=padded(head_dim),
+        BLOCK_DV=padded(value_head_dim),
         BLOCK_SIZE=block_size,
         WINDOW=sliding_window or 0,
         SOFTCAP=softcap is not None,
         SINKS=sinks is not None,
+        SCALED=key_scale is not None,
         LOG2_E=LOG2E,
-        num_warps=num_warps,
-        num_stages=2,
+        num_warps=config.num_warps,
+        num_stages=config.num_stages,
     )
-
-
-def tile_sizes(group: int, block_d: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """Matrix rows and keys of a tile, and warps of a program: as large as shared memory and registers allow."""
-    large = block_d > 128 or dtype == torch.float32
-    block_m = max(64 if large else 128, int(triton.next_power_of_2(group)))
-    return block_m, 32 if large else 64, 4 if large or block_d <= 64 else 8

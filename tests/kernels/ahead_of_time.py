@@ -19,7 +19,7 @@ _POINTERS = {
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
-_UNALIGNED = {"block_table", "seq_lens"}  # by the launch's own choice
+_UNALIGNED = {"block_table", "seq_lens", "query_start_loc"}  # by the launch's own choice
 
 
 @dataclass(frozen=True)

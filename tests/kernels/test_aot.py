@@ -66,28 +66,38 @@ def compile_decode() -> None:
 
 
 def compile_prefill() -> None:
-    from penstock.kernels.attention_prefill import prefill_kernel, tile_sizes
+    from penstock.kernels.attention_configs import padded, prefill_config
+    from penstock.kernels.attention_prefill import prefill_kernel
 
-    for dtype, head_dim, value_head_dim, group, options in (
-        (BF16, 64, 64, 3, PLAIN),
-        (BF16, 128, 128, 4, FULL),
-        (BF16, 192, 128, 1, PLAIN),
-        (FP32, 64, 64, 4, PLAIN),
+    for dtype, cache_dtype, head_dim, value_head_dim, group, options in (
+        (BF16, BF16, 64, 64, 3, PLAIN),
+        (BF16, BF16, 128, 128, 4, PLAIN),
+        (BF16, BF16, 128, 128, 16, FULL),
+        (BF16, BF16, 192, 128, 1, PLAIN),
+        (BF16, FP8, 128, 128, 4, PLAIN),
+        (FP32, FP32, 64, 64, 4, PLAIN),
     ):
-        block_m, block_n, num_warps = tile_sizes(group, next_power_of_2(head_dim), dtype)
+        config = prefill_config(max(head_dim, value_head_dim), group, cache_dtype)
         constants = options | {
             "GROUP": group,
             "HEAD_DIM": head_dim,
             "VALUE_HEAD_DIM": value_head_dim,
-            "BLOCK_M": block_m,
-            "BLOCK_N": block_n,
-            "BLOCK_D": next_power_of_2(head_dim),
-            "BLOCK_DV": next_power_of_2(value_head_dim),
+            "BLOCK_M": config.block_m,
+            "BLOCK_N": config.block_n,
+            "BLOCK_D": padded(head_dim),
+            "BLOCK_DV": padded(value_head_dim),
             "BLOCK_SIZE": 16,
+            "SCALED": cache_dtype == FP8,
         }
-        dtypes = dict.fromkeys(("query", "output", "sinks", "key_cache", "value_cache"), dtype)
+        dtypes = dict.fromkeys(("query", "output", "sinks"), dtype)
+        dtypes |= {"key_cache": cache_dtype, "value_cache": cache_dtype, "key_scale": FP32, "value_scale": FP32}
         dtypes |= dict.fromkeys(("block_table", "seq_lens", "query_start_loc"), INT32)
-        assert compile_kernel(prefill_kernel, dtypes, constants, num_warps, 2).shared <= MAX_SHARED
+        done = compile_kernel(prefill_kernel, dtypes, constants, config.num_warps, config.num_stages)
+        assert done.shared <= MAX_SHARED
+        assert done.registers * config.num_warps * 32 <= 65536
+        assert done.spilled == 0
+        assert done.uses_wgmma == (dtype == BF16)
+        assert "cp.async" in done.ptx
 
 
 def compile_layer_operations() -> None:
