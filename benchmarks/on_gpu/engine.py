@@ -1,7 +1,7 @@
 """Our engine in this process: what its steps and whole workloads take."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -39,11 +39,14 @@ class Steps:
     count: int
 
 
-def submit(engine: Engine, workload: Workload) -> None:
-    """Queue the whole workload, greedy, without end tokens."""
+GREEDY = SamplingParams(max_tokens=1, temperature=0.0, seed=0, ignore_eos=True)
+
+
+def submit(engine: Engine, workload: Workload, sampling: SamplingParams = GREEDY) -> None:
+    """Queue the whole workload; `sampling` is that of every request but for the length."""
     for index, (prompt, output_len) in enumerate(zip(workload.prompts, workload.output_lens, strict=True)):
-        sampling = SamplingParams(max_tokens=output_len, temperature=0.0, seed=0, ignore_eos=True)
-        engine.add(Submit(str(index), MODEL, prompt, sampling, arrival_time=time.time()))
+        params = replace(sampling, max_tokens=output_len)
+        engine.add(Submit(str(index), MODEL, prompt, params, arrival_time=time.time()))
 
 
 def run(engine: Engine, workload: Workload) -> Run:
@@ -57,9 +60,9 @@ def run(engine: Engine, workload: Workload) -> Run:
     return Run(time.perf_counter() - started, outputs)
 
 
-def decode_steps(engine: Engine, workload: Workload) -> Steps:
+def decode_steps(engine: Engine, workload: Workload, sampling: SamplingParams = GREEDY) -> Steps:
     """Steps in which every request of the workload gets one token; the first tenth of them does not count."""
-    submit(engine, workload)
+    submit(engine, workload, sampling)
     num_requests = len(workload.prompts)
     times: list[float] = []
     last = time.perf_counter()
