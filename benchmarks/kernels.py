@@ -20,8 +20,11 @@ import torch
 from penstock.kernels.attention import AttentionBatch, paged_attention
 from penstock.kernels.attention_reference import attend_reference, cache_write_reference
 from penstock.kernels.bitmask import apply_bitmask, apply_bitmask_reference
+from penstock.kernels.rmsnorm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
+from penstock.kernels.rope import rope_cache_write, rope_cache_write_reference
 from penstock.kernels.sampling import sample_rows
 from penstock.kernels.sampling_torch import sample_rows_torch
+from penstock.kernels.silu_mul import silu_mul, silu_mul_reference
 
 NUM_LAYERS = 4
 
@@ -60,6 +63,9 @@ SAMPLING_KINDS = {"greedy": (0.0, 0, 1.0, 0.0), "temperature 1": (1.0, 0, 1.0, 0
 """temperature, top_k (0 for all), top_p and min_p."""
 
 
+LAYER_OPERATIONS = ("rms_norm", "add_rms_norm", "silu_mul", "rope_cache_write")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--heads", type=int, default=9, help="query heads")
@@ -80,6 +86,11 @@ def main() -> None:
         measurements += [partial(measure_bitmask, rows, arguments) for rows in (1, 8, 32)]
         measurements += [
             partial(measure_sampling, kind, rows, arguments) for kind in SAMPLING_KINDS for rows in (1, 8, 32)
+        ]
+        measurements += [
+            partial(measure_layer_operation, name, rows, arguments)
+            for name in LAYER_OPERATIONS
+            for rows in (1, 32, 512)
         ]
         for measurement in measurements:
             result = measurement()
@@ -173,7 +184,65 @@ def measure_sampling(kind: str, rows: int, arguments: argparse.Namespace) -> Mea
     return Measurement("sample_rows", name, seconds * 1e6, reference_seconds * 1e6, bandwidth)
 
 
-def best(function: Callable[[int], None], device: str, seconds: float) -> float:
+def measure_layer_operation(name: str, rows: int, arguments: argparse.Namespace) -> Measurement:
+    """What is around the matrix products of a layer whose hidden size is that of all heads, the gate's thrice that."""
+    dtype, device = getattr(torch, arguments.dtype), arguments.device
+    heads, kv_heads, head_dim = arguments.heads, arguments.kv_heads, arguments.head_dim
+
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(NUM_LAYERS, *shape, device=device).to(dtype)
+
+    size = heads * head_dim
+    x, weight, residual = random(rows, size), random(size), random(rows, size)
+    gate_up, qkv = random(rows, 6 * size), random(rows, heads + 2 * kv_heads, head_dim)
+    cos, sin = random(rows, head_dim), random(rows, head_dim)
+    slots = torch.randperm(rows, device=device)
+    caches = random(2, -(-rows // arguments.block_size), kv_heads, arguments.block_size, head_dim)
+
+    def rope(operation: Callable[..., torch.Tensor], layer: int) -> None:
+        positions = (cos[layer], sin[layer])
+        operation(
+            qkv[layer],
+            *positions,
+            *caches[layer],
+            slots,
+            heads,
+            kv_heads,
+            weight[0, :head_dim],
+            weight[1, :head_dim],
+            1e-6,
+        )
+
+    # Fast and plain call with a layer, and the elements that are read and written.
+    cases: dict[str, tuple[Callable[[int], object], Callable[[int], object], int]] = {
+        "rms_norm": (
+            lambda layer: rms_norm(x[layer], weight[layer], 1e-6),
+            lambda layer: rms_norm_reference(x[layer], weight[layer], 1e-6),
+            2 * x[0].numel(),
+        ),
+        "add_rms_norm": (
+            lambda layer: add_rms_norm(x[layer], residual[layer], weight[layer], 1e-6),
+            lambda layer: add_rms_norm_reference(x[layer], residual[layer], weight[layer], 1e-6),
+            4 * x[0].numel(),
+        ),
+        "silu_mul": (
+            lambda layer: silu_mul(gate_up[layer]),
+            lambda layer: silu_mul_reference(gate_up[layer]),
+            3 * gate_up[0].numel() // 2,
+        ),
+        "rope_cache_write": (
+            lambda layer: rope(rope_cache_write, layer),
+            lambda layer: rope(rope_cache_write_reference, layer),
+            2 * qkv[0].numel(),
+        ),
+    }
+    fast, plain, num_elements = cases[name]
+    seconds, reference_seconds = best(fast, device, arguments.seconds), best(plain, device, 0.0)
+    bandwidth = num_elements * dtype.itemsize / seconds / 1e9
+    return Measurement(name, f"{rows} x {size}", seconds * 1e6, reference_seconds * 1e6, bandwidth)
+
+
+def best(function: Callable[[int], object], device: str, seconds: float) -> float:
     """Seconds of one call: the best of those that fit into `seconds`, at least one.
 
     On a GPU several calls are timed at once, so that launching them is not what is measured.

@@ -2,7 +2,7 @@
 
 Nothing is tuned while serving: a kernel that times itself at its first call stalls that request and every graph that
 is captured then. The numbers follow from the sizes of sm_90 (227 KB of shared memory and 65536 registers a processor);
-no GPU has timed them yet, and `attention_tuning.py` is how one does.
+no GPU has timed them yet, and `benchmarks/attention_tuning.py` is how one does.
 """
 
 from collections.abc import Iterator
