@@ -1,45 +1,42 @@
-"""Linear layers for inference: packed once into oneDNN's own weight layout, and fused where several share one input."""
+"""Linear layers for inference: their weights packed once, and fused where several share one input."""
 
 from typing import TypeGuard
 
 import torch
 from torch import nn
 
-# oneDNN picks the blocked layout for a number of rows. Packed for 64 rows, weights are as fast as any other packing at
-# 1 to 512 rows, in bfloat16 and float32 (2 cores with avx512_bf16: 10.3 ms at 1 row against F.linear's 23.3 for thirty
-# layers of a 135M model, 22.4 against 39.1 at 32); float32 packed for 1 row is slower by half.
-_PACKED_FOR_ROWS = 64
+from penstock.kernels.linear import linear, pack_weight
 
 
 class PackedLinear(nn.Module):
-    """`nn.Linear` on the CPU with its weight in oneDNN's blocked layout, for bfloat16 and float32.
+    """`nn.Linear` on the CPU with its weight packed, for bfloat16 and float32.
 
-    `weight` is an opaque tensor: its dtype, device and shape can be read, its elements cannot.
+    `weight` has the layer's dtype, device and shape, which some models ask for, and NaN for elements.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
         """Pack `weight` [out_features, in_features]; the caller drops the original to free its memory."""
         super().__init__()
         self.out_features, self.in_features = weight.shape
-        # Plain attributes: an opaque tensor can be neither a parameter nor saved nor moved.
-        self.weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _PACKED_FOR_ROWS)
-        self.bias = None if bias is None else bias.detach()
+        self.has_bias = bias is not None
+        # Neither is a parameter or a buffer: what is packed can be neither saved nor moved.
+        self.packed = pack_weight(weight, bias)
+        self.weight = torch.full((1, 1), torch.nan, dtype=weight.dtype).expand(weight.shape)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., in_features] to [..., out_features]."""
-        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise.default(
-            inputs, self.weight, self.bias, "none", [], ""
-        )
-        return output
+        if inputs.dim() == 2:
+            return linear(inputs, self.packed)
+        rows = inputs.reshape(-1, self.in_features)  # [T, K]
+        return linear(rows, self.packed).view(*inputs.shape[:-1], self.out_features)
 
     def forward_add(self, inputs: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        """`forward(inputs) + other` as one operation; `other` is [..., out_features]."""
-        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise.binary(inputs, other, self.weight, self.bias, "add")
-        return output
+        """`forward(inputs) + other` as one operation; `inputs` is [T, in_features], `other` [T, out_features]."""
+        return linear(inputs, self.packed, other)
 
     def extra_repr(self) -> str:
         """Sizes, for `print(model)`."""
-        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}"
+        return f"{self.in_features}, {self.out_features}, bias={self.has_bias}"
 
 
 class FusedLinear:
