@@ -21,6 +21,8 @@ enum {
     MAX_ABREAST = 4,  /* panels that go side by side at few rows, whose own sums could not hide the latency */
     DEPTH_BLOCK = 2048, /* words of a panel that stay in the second-level cache while tiles pass: 256 KB */
     ROW_BLOCK = 384,  /* rows that pass a panel before the next one is fetched */
+    PREFETCH_ROWS = 5, /* rows of a tile at which computing would leave the memory idle without prefetching */
+    AHEAD = 2048,      /* words: 8 KB */
 };
 
 /* ---- register tiles ---- */
@@ -37,9 +39,9 @@ INLINE __m512 dot(const int dtype, __m512 sum, __m512i weights, __m512i inputs) 
 
 /* Adds a tile of `rows` times `panels` panels to sums[panel][row][32]; the constants are known when this is inlined.
  *
- * `input_step` is the words from one depth to the next in the tile. */
+ * `input_step` is the words from one depth to the next in the tile; weights are fetched `ahead` words before their turn. */
 INLINE void multiply(const int dtype, const int rows, const int panels, const uint32_t *input, int64_t input_step,
-                     const uint32_t *weight, int64_t panel_words, int64_t depth, float *sums, int first) {
+                     const uint32_t *weight, int64_t panel_words, int64_t depth, int64_t ahead, float *sums, int first) {
     __m512 sum[MAX_ABREAST][MAX_TILE][2];
     UNROLL for (int p = 0; p < panels; p++) UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < 2; v++)
         sum[p][r][v] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + ((p * rows + r) * 2 + v) * 16);
@@ -47,6 +49,11 @@ INLINE void multiply(const int dtype, const int rows, const int panels, const ui
         UNROLL for (int p = 0; p < panels; p++) {
             const uint32_t *line = weight + p * panel_words + k * PANEL;
             __m512i low = _mm512_loadu_si512(line), high = _mm512_loadu_si512(line + 16);
+            /* With fewer rows the processor's own prefetching keeps up: there is nothing to do but to load. */
+            if (rows >= PREFETCH_ROWS) {
+                _mm_prefetch(line + ahead, _MM_HINT_T1);
+                _mm_prefetch(line + ahead + 16, _MM_HINT_T1);
+            }
             UNROLL for (int r = 0; r < rows; r++) {
                 __m512i word = _mm512_set1_epi32((int32_t)input[r]);
                 sum[p][r][0] = dot(dtype, sum[p][r][0], low, word);
@@ -60,12 +67,13 @@ INLINE void multiply(const int dtype, const int rows, const int panels, const ui
 }
 
 typedef void multiply_function(const uint32_t *input, int64_t input_step, const uint32_t *weight, int64_t panel_words,
-                               int64_t depth, float *sums, int first);
+                               int64_t depth, int64_t ahead, float *sums, int first);
 
 #define MULTIPLY(dtype, rows, panels)                                                                                \
-    static void multiply_##dtype##_##rows##_##panels(const uint32_t *input, int64_t input_step, const uint32_t *weight, \
-                                                     int64_t panel_words, int64_t depth, float *sums, int first) {   \
-        multiply(dtype, rows, panels, input, input_step, weight, panel_words, depth, sums, first);                   \
+    static void multiply_##dtype##_##rows##_##panels(const uint32_t *input, int64_t input_step,                        \
+                                                     const uint32_t *weight, int64_t panel_words, int64_t depth,       \
+                                                     int64_t ahead, float *sums, int first) {                          \
+        multiply(dtype, rows, panels, input, input_step, weight, panel_words, depth, ahead, sums, first);              \
     }
 #define MULTIPLY_ALL(dtype)                                                                                          \
     MULTIPLY(dtype, 1, 1) MULTIPLY(dtype, 1, 2) MULTIPLY(dtype, 1, 3) MULTIPLY(dtype, 1, 4)                            \
@@ -243,9 +251,12 @@ static void multiply_panels(const struct product *product, int64_t panel, int ab
         for (int64_t tile = first; tile < last; tile++) {
             int64_t row = tile_start(product, tile), rows = tile_start(product, tile + 1) - row;
             float *tile_sums = sums[tile - first];
+            /* Of several tiles the last one fetches for the first one's next turn; the others find the panel near. */
+            int64_t ahead = last - first == 1 ? AHEAD : tile == last - 1 ? depth * PANEL : 0;
             multiply_functions[weight->dtype][rows][abreast](
                 product->tiles + tile * product->tile_words + k * product->input_step, product->input_step,
-                panels + k * PANEL, panel_words, depth, tile_sums, k == 0);
+                panels + k * PANEL, panel_words, depth,
+                ahead, tile_sums, k == 0);
             if (k + depth < product->depth)
                 continue;
             for (int p = 0; p < abreast; p++)
@@ -274,7 +285,8 @@ static void multiply_one_tile(const struct product *product, int64_t num_panels)
 static void multiply_tiles(const struct product *product, int64_t num_panels) {
     const int64_t block = ROW_BLOCK / MAX_TILE;
     int64_t num_blocks = (product->num_tiles + block - 1) / block;
-#pragma omp for schedule(dynamic) nowait
+    int64_t chunk = num_blocks * num_panels / (16 * omp_get_num_threads()) + 1; /* a thread's panels lie in a row */
+#pragma omp for schedule(dynamic, chunk) nowait
     for (int64_t item = 0; item < num_blocks * num_panels; item++) {
         int64_t first = item / num_panels * block, last = first + block;
         multiply_panels(product, item % num_panels, 1, first, last < product->num_tiles ? last : product->num_tiles);
