@@ -34,7 +34,10 @@ class ForwardInputs:
     attention: AttentionBatch
     logits_indices: torch.Tensor | None  # [n + p] int64: tokens whose logits are wanted; None: of no token
     sampling_requests: list[Request]
-    """Requests of the rows that sample, in row order: the first n logits are of their last tokens."""
+    """Requests of the rows that sample, in row order, once more for each draft: the first n logits are of their last
+    tokens and drafts."""
+    num_ahead: list[int]
+    """Of those logits, how many drafts of the row they come after."""
     prompt_spans: list[PromptSpan]
     """The other p logits are of the tokens before these."""
 
@@ -67,15 +70,17 @@ def build_inputs(
     position_parts = [np.asarray(positions, dtype=np.int64)]
     slot_parts = [np.asarray(slots, dtype=np.int64)]
     for row in rows[num_decodes:]:
-        tokens += row.request.token_ids[row.start : row.end]
+        tokens += [*row.request.token_ids[row.start : row.end], *row.drafts]
         row_positions = np.arange(row.start, row.end)
         position_parts.append(row_positions)
         slot_parts.append(_slots(row, row_positions, block_size))
 
     query_lens = [row.num_tokens for row in rows]
     row_ends = np.cumsum(query_lens)
-    sampling = [index for index, row in enumerate(rows) if row.samples]
-    wanted = [row_ends[sampling] - 1]
+    sampling = [index for index, row in enumerate(rows) for _ in range(row.num_sampled)]
+    num_ahead = [number for row in rows for number in range(row.num_sampled)]
+    num_drafts = [len(rows[index].drafts) for index in sampling]
+    wanted = [row_ends[sampling] - 1 - np.array(num_drafts, np.int64) + np.array(num_ahead, np.int64)]
     prompt_spans = []
     for index, row in enumerate(rows):
         if row.request.needs_prompt_logprobs and (span := _prompt_span(row)) is not None:
@@ -103,6 +108,7 @@ def build_inputs(
         attention=attention,
         logits_indices=torch.from_numpy(indices).to(device, non_blocking=True) if len(indices) else None,
         sampling_requests=[rows[index].request for index in sampling],
+        num_ahead=num_ahead,
         prompt_spans=prompt_spans,
     )
 

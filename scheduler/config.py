@@ -44,6 +44,14 @@ class EngineConfig:
     enable_prefix_caching: bool = True
     overlap: Literal["auto", "on", "off"] = "auto"
     """Prepare a step on the host while the device computes the one before; auto: on a GPU. A CPU would be both."""
+    speculation: Literal["off", "ngram"] = "off"
+    """ngram: compute what followed the last tokens earlier in the text together with them, where that pays."""
+    num_draft_tokens: int = 4
+    """Guessed tokens of one request in a step, at most."""
+    min_ngram: int = 2
+    """Last tokens that have to come before in the text for a guess."""
+    max_ngram: int = 4
+    """Longest run of last tokens that is looked for first."""
     num_threads: int = 0
     """Threads of one CPU operation; 0: the number of physical cores."""
 

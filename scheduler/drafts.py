@@ -5,6 +5,10 @@ wrong by what the model then says, so they are also scored when nobody computed 
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+
+from .config import EngineConfig
+from .request import Request
 
 _MAX_ENTRIES = 32768  # of one index; the one before it is kept too, so a request remembers that many tokens or more
 _ACCEPTANCE_RATE = 0.2  # weight of the newest guess
@@ -94,6 +98,50 @@ class Drafter:
             return  # right so far
         self.acceptance += _ACCEPTANCE_RATE * (right / len(self._guess) - self.acceptance)
         self._guess = []
+
+
+@dataclass(frozen=True, slots=True)
+class Speculation:
+    """Decides which requests are guessed for, and when guesses are worth computing."""
+
+    num_tokens: int
+    min_ngram: int
+    max_ngram: int
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> "Speculation | None":
+        """What the configuration asks for; None: nothing."""
+        if config.speculation == "off":
+            return None
+        return cls(config.num_draft_tokens, config.min_ngram, config.max_ngram)
+
+    @staticmethod
+    def is_open_to(request: Request) -> bool:
+        """Whether the request's tokens could be sampled several at a time.
+
+        A grammar, penalties and `min_tokens` make a token's distribution depend on the tokens before it beyond what
+        the model computes.
+        """
+        params = request.sampling
+        is_young = request.num_output_tokens < params.min_tokens
+        return not (request.matcher or params.has_penalties or is_young or request.needs_prompt_logprobs)
+
+    def guess(self, request: Request, room: int, share_of_rows: float) -> list[int]:
+        """What to compute together with the request's newest token.
+
+        Args:
+            request: one that is open to it.
+            room: guesses that fit into the step.
+            share_of_rows: see `StepPace`. A guess makes a step of n rows longer by this share of its nth part, and n
+                tokens more by its probability: so it pays if that is larger. At many streams it never is.
+        """
+        if request.drafter is None:
+            request.drafter = Drafter(self.num_tokens, self.min_ngram, self.max_ngram)
+        guess = request.drafter.propose(request.token_ids)
+        if request.drafter.acceptance <= share_of_rows:
+            return []
+        # One token is sampled after the last guess.
+        return guess[: max(0, min(room, request.max_num_tokens - request.num_tokens - 1))]
 
 
 def num_equal(guess: Sequence[int], token_ids: Sequence[int]) -> int:

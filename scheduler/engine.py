@@ -14,6 +14,7 @@ import torch
 
 from . import device
 from .config import EngineConfig
+from .drafts import Speculation
 from .encoder import EncoderRunner
 from .errors import ModelLoadError, UnknownModelError
 from .grammar import Grammar, GrammarCompiler
@@ -72,6 +73,7 @@ class Engine:
             max_num_seqs=self.config.max_num_seqs,
             max_num_batched_tokens=self.config.max_num_batched_tokens,
             pace=StepPace(self.config.itl_target_ms / 1000),
+            speculation=Speculation.of(self.config),
         )
         self._generation: dict[str, GenerationRunner] = {}
         self._embedding: dict[str, EncoderRunner] = {}
@@ -171,6 +173,8 @@ class Engine:
                 num_preemptions=lane.num_preemptions,
                 prompt_tokens=lane.num_prompt_tokens,
                 generation_tokens=lane.num_generation_tokens,
+                draft_tokens=lane.num_draft_tokens,
+                accepted_draft_tokens=lane.num_accepted_tokens,
             )
             for lane in self.scheduler.generation_lanes.values()
         } | {
@@ -288,7 +292,7 @@ class Engine:
             return self._maker.fail(batch.rows)
         # The device began when it was told to, or after what it had to do before that.
         done = time.perf_counter()
-        num_streams = sum(row.num_tokens == 1 for row in batch.rows)
+        num_streams = sum(row.num_tokens for row in batch.rows if row.is_stream)  # a draft costs what a stream does
         seconds = done - max(launch.started, self._last_done)
         self.scheduler.pace.observe(batch.model, num_streams, batch.num_tokens - num_streams, seconds)
         self._last_done = done

@@ -64,13 +64,16 @@ class KVCacheManager:
             self.prefix_cache.num_queried_tokens += request.num_tokens
             self.prefix_cache.num_hit_tokens += request.num_cached_tokens
 
-    def can_grow(self, request: Request) -> bool:
-        """Whether a running request's newest token has a block, or one is free for it."""
-        return self.pool.can_take(self.num_blocks_for(request.num_tokens) - len(request.block_ids))
+    def can_grow(self, request: Request, num_drafts: int = 0) -> bool:
+        """Whether a running request's newest token, and guesses after it, have blocks, or they are free for them."""
+        return self.pool.can_take(self._num_missing(request, num_drafts))
 
-    def grow(self, request: Request) -> None:
-        """Give a running request the blocks its newest tokens need; `can_grow` was true."""
-        self._take(request, self.num_blocks_for(request.num_tokens) - len(request.block_ids))
+    def grow(self, request: Request, num_drafts: int = 0) -> None:
+        """Give a running request the blocks its newest tokens, and guesses after them, need; `can_grow` was true.
+
+        What wrong guesses took is kept for the tokens that come instead.
+        """
+        self._take(request, self._num_missing(request, num_drafts))
 
     def remember(self, request: Request, num_tokens: int) -> None:
         """Let others share the request's full blocks among its first `num_tokens` tokens.
@@ -110,6 +113,9 @@ class KVCacheManager:
         """Go on in another arena, with nothing in it; no request holds any block."""
         self.close()
         self.pool = BlockPool(arena, self.pool.block_bytes, self.prefix_cache.forget)
+
+    def _num_missing(self, request: Request, num_drafts: int) -> int:
+        return max(0, self.num_blocks_for(request.num_tokens + num_drafts) - len(request.block_ids))
 
     def _take(self, request: Request, num_blocks: int) -> None:
         request.block_ids += self.pool.take(num_blocks)

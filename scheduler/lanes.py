@@ -21,6 +21,10 @@ class GenerationLane:
     num_prompt_tokens: int = 0
     """Computed, not found in the prefix cache."""
     num_generation_tokens: int = 0
+    num_draft_tokens: int = 0
+    """Guesses that were computed."""
+    num_accepted_tokens: int = 0
+    """Those of them that came true."""
 
 
 @dataclass(slots=True, eq=False)

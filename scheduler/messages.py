@@ -174,6 +174,10 @@ class JobTimings:
     decode: float
     """First token to last."""
     num_preemptions: int
+    num_draft_tokens: int = 0
+    """Tokens that were guessed and computed with others in one step."""
+    num_accepted_tokens: int = 0
+    """Those of them that turned out right."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +235,10 @@ class ModelStats:
     """Prompt tokens computed, since the start: cache hits are not among them, recomputed ones count again."""
     generation_tokens: int
     """Since the start."""
+    draft_tokens: int = 0
+    """Guessed tokens that were computed, since the start."""
+    accepted_draft_tokens: int = 0
+    """Those of them that turned out right, since the start."""
 
 
 @dataclass(frozen=True, slots=True)

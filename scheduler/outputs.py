@@ -1,9 +1,11 @@
 """Makes of a step's results what the clients of its requests hear: tokens are appended, ends are found."""
 
+import itertools
 import time
 from collections.abc import Collection
 from dataclasses import replace
 
+from .drafts import num_equal
 from .errors import RequestError
 from .grammar import invalid_grammar, param_of
 from .messages import JobError, JobTimings, RequestOutput
@@ -33,15 +35,16 @@ class OutputMaker:
 
         Args:
             rows: of one model.
-            sampled: a token for each of those that sample.
+            sampled: the tokens of each of those that sample, one after the other.
             eos_token_ids: that end an output of the model.
         """
         now = time.time()
         outputs = [_sign_of_life(row) for row in rows if not row.samples and _is_alive(row)]
-        sampling_rows = [row for row in rows if row.samples]
-        for row, token in zip(sampling_rows, sampled, strict=True):
-            if _is_alive(row):
-                outputs.append(self._append(row.request, token, now, eos_token_ids))
+        tokens = iter(sampled)
+        for row in rows:
+            own = list(itertools.islice(tokens, row.num_sampled))
+            if own and _is_alive(row):
+                outputs.append(self._append_all(row, own, now, eos_token_ids))
         return outputs
 
     def fail(self, rows: list[ScheduledRow]) -> list[RequestOutput]:
@@ -52,6 +55,29 @@ class OutputMaker:
         for model in {row.request.model for row in rows}:
             self._scheduler.generation_lanes[model].kv.prefix_cache.clear()
         return [RequestOutput(request.request_id, [], finish_reason="error", error=STEP_FAILED) for request in failed]
+
+    def _append_all(
+        self, row: ScheduledRow, tokens: list[SampledToken], now: float, eos_token_ids: Collection[int]
+    ) -> RequestOutput:
+        """Add the row's next token, and those that it sampled after drafts which turned out right."""
+        request = row.request
+        if not row.drafts:
+            return self._append(request, tokens[0], now, eos_token_ids)
+        num_accepted = num_equal(row.drafts, [token.token_id for token in tokens])
+        if request.num_computed_tokens == row.end:  # else it was preempted meanwhile, and nothing is computed
+            request.num_computed_tokens -= len(row.drafts) - num_accepted
+        lane = self._scheduler.generation_lanes[request.model]
+        lane.num_draft_tokens += len(row.drafts)
+        lane.num_accepted_tokens += num_accepted
+        assert request.drafter is not None
+        request.drafter.count(len(row.drafts), num_accepted)
+        output = self._append(request, tokens[0], now, eos_token_ids)
+        for token in tokens[1 : num_accepted + 1]:
+            if output.finish_reason is not None:
+                break
+            request.num_pending_tokens += 1
+            output = _joined(output, self._append(request, token, now, eos_token_ids))
+        return output
 
     def _append(
         self, request: Request, token: SampledToken, now: float, eos_token_ids: Collection[int]
@@ -87,6 +113,8 @@ class OutputMaker:
                 prefill=request.first_token_time - request.first_scheduled_time,
                 decode=now - request.first_token_time,
                 num_preemptions=request.num_preemptions,
+                num_draft_tokens=request.drafter.num_drafted if request.drafter else 0,
+                num_accepted_tokens=request.drafter.num_accepted if request.drafter else 0,
             ),
         )
 
@@ -95,6 +123,12 @@ class OutputMaker:
         self._scheduler.finish(request)
         failure = JobError(error.message, error.code, param_of(error, request.sampling))
         return RequestOutput(request.request_id, [], finish_reason="error", error=failure)
+
+
+def _joined(first: RequestOutput, second: RequestOutput) -> RequestOutput:
+    """One output of two that follow each other."""
+    logprobs = None if second.logprobs is None else [*(first.logprobs or []), *second.logprobs]
+    return replace(second, token_ids=first.token_ids + second.token_ids, logprobs=logprobs)
 
 
 def _is_alive(row: ScheduledRow) -> bool:

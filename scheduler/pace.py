@@ -78,6 +78,15 @@ class StepPace:
         taken = sum(self._of(model).of_rows(count) for model, count in num_rows.items())
         return max(0.0, _AIM * self.target - taken)
 
+    def share_of_rows(self, model: str, num_rows: int) -> float:
+        """Of the time of a step with so many streams, the part that their number is to blame for.
+
+        One row more makes the step longer by this divided by `num_rows`, relative to what it took.
+        """
+        pace = self._of(model)
+        seconds = pace.of_rows(num_rows)
+        return pace.row * num_rows / seconds if seconds > 0 else 0.0
+
     def seconds_per_token(self, model: str) -> float:
         """Of a prompt or a text; infinite while nothing is known, so that a model begins with the smallest steps."""
         token = self._of(model).token

@@ -1,5 +1,6 @@
 """The contract between the scheduler, which decides, and the runners, which compute: one step's work and results."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from .messages import TokenLogprobs
@@ -17,11 +18,23 @@ class ScheduledRow:
     request: Request
     start: int
     num_tokens: int
+    drafts: Sequence[int] = ()
+    """Guesses of what follows the request's tokens: the last of the row, each checked by sampling in its place."""
     samples: bool = field(init=False)
     """Whether the row reaches the end of its request's tokens, so that the next token is sampled from it."""
 
     def __post_init__(self) -> None:
-        self.samples = self.end == self.request.num_tokens
+        self.samples = self.end - len(self.drafts) == self.request.num_tokens
+
+    @property
+    def num_sampled(self) -> int:
+        """Tokens sampled from the row: after the request's last token and after each draft."""
+        return 1 + len(self.drafts) if self.samples else 0
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether the row computes a single token of its request, whatever is guessed to follow."""
+        return self.num_tokens - len(self.drafts) == 1
 
     @property
     def end(self) -> int:
@@ -78,7 +91,7 @@ class StepPlan:
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:
-    """What a generation runner returns for each row that samples, in row order."""
+    """What a generation runner returns for each place that is sampled, in row order."""
 
     token_id: int
     logprobs: TokenLogprobs | None

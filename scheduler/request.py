@@ -8,6 +8,7 @@ from .messages import Submit, TokenLogprobs
 from .sampling_params import SamplingParams
 
 if TYPE_CHECKING:
+    from .drafts import Drafter
     from .grammar import Matcher
     from .sampling import SamplerState
 
@@ -73,6 +74,8 @@ class Request:
     """Token counts and such, kept by `sampling`; None until the request needs them."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of prompt tokens 1, 2, …, as far as they are computed, if they were asked for."""
+    drafter: "Drafter | None" = None
+    """Guesses its next tokens; None: nobody does."""
     matcher: "Matcher | None" = None
     """Where the output is in its grammar, always behind the last token; None: it has no grammar."""
 

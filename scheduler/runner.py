@@ -176,7 +176,7 @@ class GenerationRunner:
         the launch before has sampled and that nobody has collected yet.
 
         Returns:
-            Gives the sampled tokens, one for each row with `samples`, in row order.
+            Gives the sampled tokens, `num_sampled` of each row, in row order.
         """
         return self._run(batch)[0]
 
@@ -203,7 +203,7 @@ class GenerationRunner:
             scored = self._sampler.score_prompts(logits[len(requests) :], inputs.prompt_spans)
             if not requests:
                 return LaunchedBatch(self.device, None, inputs.prompt_spans, scored), context.layers_run
-            sampled = self._sampler.sample(logits[: len(requests)], requests, masks)
+            sampled = self._sampler.sample(logits[: len(requests)], requests, masks, inputs.num_ahead)
             self._last = LastTokens(sampled.token_ids, {request: row for row, request in enumerate(requests)})
             return LaunchedBatch(self.device, sampled, inputs.prompt_spans, scored), context.layers_run
 

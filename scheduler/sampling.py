@@ -83,8 +83,11 @@ def _is_young(request: Request) -> bool:
     return request.num_output_tokens < request.sampling.min_tokens
 
 
-def row_params(requests: Sequence[Request], vocab_size: int) -> torch.Tensor:
-    """Parameters [R, 5] float64 of `sample_rows` for the next token of each request, on the host."""
+def row_params(requests: Sequence[Request], vocab_size: int, num_ahead: Sequence[int] | int = 0) -> torch.Tensor:
+    """Parameters [R, 5] float64 of `sample_rows`, on the host.
+
+    Each row is for the next token of its request, if the request had `num_ahead` more tokens.
+    """
     params = [request.sampling for request in requests]
     values = np.array(
         [(each.temperature, each.top_k or vocab_size, each.top_p, each.min_p, 0.0) for each in params], np.float64
@@ -93,7 +96,7 @@ def row_params(requests: Sequence[Request], vocab_size: int) -> torch.Tensor:
     temperature[(temperature > 0.0) & (temperature < _MIN_TEMPERATURE)] = _MIN_TEMPERATURE
     seeds = np.array([each.seed for each in params], np.int64)
     positions = np.array([request.num_tokens for request in requests], np.int64)
-    values[:, 4] = keyed_uniforms(seeds, positions)
+    values[:, 4] = keyed_uniforms(seeds, positions + np.asarray(num_ahead, np.int64))
     return torch.from_numpy(values)
 
 
@@ -106,7 +109,11 @@ class Sampler:
         self._device = device
 
     def sample(
-        self, logits: torch.Tensor, requests: Sequence[Request], masks: PendingMasks | None = None
+        self,
+        logits: torch.Tensor,
+        requests: Sequence[Request],
+        masks: PendingMasks | None = None,
+        num_ahead: Sequence[int] | int = 0,
     ) -> SampledRows:
         """Choose one token for each row.
 
@@ -115,12 +122,13 @@ class Sampler:
                 token 0.
             requests: R >= 1 requests, whose last token each row follows; it may still be on the device.
             masks: what the grammars of the requests allow, if any has one.
+            num_ahead: [R], how many drafts come between the request's tokens and the one to sample.
 
         Returns:
             R tokens in the order of the rows, with log probabilities for the requests that asked, on the device.
         """
         logits = logits[:, : self._vocab_size]
-        params = row_params(requests, self._vocab_size).to(self._device, non_blocking=True)
+        params = row_params(requests, self._vocab_size, num_ahead).to(self._device, non_blocking=True)
         changed = [
             row for row, request in enumerate(requests) if changes_logits(request) or request.matcher is not None
         ]

@@ -16,6 +16,7 @@ overtakes an earlier one that lacks blocks, of whatever model; so the running on
 from collections.abc import Iterable
 from typing import TypeVar
 
+from .drafts import Speculation
 from .errors import ContextLengthError, RequestError
 from .lanes import EmbeddingLane, GenerationLane, Lane
 from .pace import StepPace
@@ -31,7 +32,9 @@ _Running = tuple[GenerationLane, Request]
 class Scheduler:
     """All waiting and running jobs of one device, and the decision what each step computes."""
 
-    def __init__(self, *, max_num_seqs: int, max_num_batched_tokens: int, pace: StepPace) -> None:
+    def __init__(
+        self, *, max_num_seqs: int, max_num_batched_tokens: int, pace: StepPace, speculation: Speculation | None = None
+    ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             raise ValueError(
                 f"max_num_batched_tokens is {max_num_batched_tokens}, less than max_num_seqs, {max_num_seqs}: "
@@ -40,6 +43,7 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.pace = pace
+        self._speculation = speculation
         self.generation_lanes: dict[str, GenerationLane] = {}
         self.embedding_lanes: dict[str, EmbeddingLane] = {}
         self._lane_of: dict[str, Lane] = {}
@@ -215,7 +219,17 @@ class Scheduler:
             preempted_meanwhile = request.status is not RequestStatus.RUNNING
             if preempted_meanwhile or request.awaits_token or request.num_tokens - request.num_computed_tokens != 1:
                 continue
-            if self._make_room(step, lane, request):
+            drafts: list[int] = []
+            if self._speculation and self._speculation.is_open_to(request):
+                room = step.room_for_drafts(len(running))
+                num_rows = max(len(lane.running), step.num_tokens_of(lane.model)) + 1
+                drafts = self._speculation.guess(request, room, self.pace.share_of_rows(lane.model, num_rows))
+                if drafts and request.num_pending_tokens:
+                    continue  # guesses follow a token that the host knows
+            if drafts and lane.kv.can_grow(request, len(drafts)):
+                lane.kv.grow(request, len(drafts))
+                step.add_stream(lane, request, drafts)
+            elif self._make_room(step, lane, request):
                 lane.kv.grow(request)
                 step.add_stream(lane, request)
 

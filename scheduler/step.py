@@ -1,6 +1,7 @@
 """The plan of one step while it is being made: what has been dealt out and how much room is left."""
 
 import math
+from collections.abc import Sequence
 
 from .lanes import EmbeddingLane, GenerationLane, Lane
 from .pace import MIN_TOKENS, StepPace
@@ -46,13 +47,21 @@ class Step:
             affordable = max(affordable, self._least)
         return min(room, affordable)
 
-    def add_stream(self, lane: GenerationLane, request: Request) -> None:
+    def add_stream(self, lane: GenerationLane, request: Request, drafts: Sequence[int] = ()) -> None:
         """The newest token of a request that has no other to compute. All of these come before anything else."""
-        self._add_row(lane, request, 1)
+        self._add_row(lane, request, 1 + len(drafts), drafts)
+
+    def room_for_drafts(self, num_streams: int) -> int:
+        """Guesses that still go into the step when so many single tokens may be to come."""
+        return max(0, self._budget - self._num_tokens - num_streams)
 
     def end_streams(self) -> None:
         """All single tokens are in: what else goes in is bounded by what they leave of the target."""
-        self._seconds_left = self._pace.seconds_beside({model: len(rows) for model, rows in self._rows.items()})
+        self._seconds_left = self._pace.seconds_beside({model: self.num_tokens_of(model) for model in self._rows})
+
+    def num_tokens_of(self, model: str) -> int:
+        """Tokens of one generation model in the step."""
+        return sum(row.num_tokens for row in self._rows.get(model, ()))
 
     def add_prompt(self, lane: GenerationLane, request: Request) -> None:
         """As many of the next tokens of a prompt as there is room for, which may be none."""
@@ -103,8 +112,8 @@ class Step:
             num_batched_tokens=self._num_tokens,
         )
 
-    def _add_row(self, lane: GenerationLane, request: Request, num_tokens: int) -> None:
-        row = ScheduledRow(request, request.num_computed_tokens, num_tokens)
+    def _add_row(self, lane: GenerationLane, request: Request, num_tokens: int, drafts: Sequence[int] = ()) -> None:
+        row = ScheduledRow(request, request.num_computed_tokens, num_tokens, drafts)
         self._rows.setdefault(lane.model, []).append(row)
         self.scheduled.add(request.request_id)
         self._num_tokens += num_tokens
