@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 
 from .checks import check_dtype, check_shape
+from .quantize_fp8 import FP8, MAX_FP8, MIN_PEAK
+from .quantize_fp8_triton import to_fp8
 
 _MAX_TILE = 16384  # elements of a row that a program keeps in registers: 64 a thread of 8 warps
 
@@ -33,14 +35,18 @@ def rms_norm_kernel(
     weight,
     total,
     output,
+    scales,
     x_stride_t,
     residual_stride_t,
     eps,
     SIZE: tl.constexpr,
     TILE: tl.constexpr,
     ADD: tl.constexpr,
+    QUANTIZE: tl.constexpr,
+    LARGEST: tl.constexpr,
+    MIN: tl.constexpr,
 ):
-    """Program row: output [T, E] and, with ADD, total [T, E], both contiguous.
+    """Program row: output [T, E] and, with ADD, total [T, E], both contiguous; with QUANTIZE, scales [T] of the output.
 
     A row of at most TILE elements stays in registers; a wider one is read again, out of the cache, once its mean
     square is known.
@@ -56,8 +62,14 @@ def rms_norm_kernel(
         values = _load_sum(x, residual, total, index, inside, ADD)
         scale = tl.rsqrt(tl.sum(values * values, 0) / SIZE + eps)
         normed = values * scale * tl.load(weight + index, mask=inside, other=0.0).to(tl.float32)
-        tl.store(output + index, normed, mask=inside)
+        if QUANTIZE:
+            row_scale = tl.maximum(tl.max(tl.abs(normed), 0), MIN) / LARGEST
+            tl.store(scales + row, row_scale)
+            tl.store(output + index, to_fp8(normed, row_scale, LARGEST), mask=inside)
+        else:
+            tl.store(output + index, normed, mask=inside)
     else:
+        tl.static_assert(not QUANTIZE, "rows to be quantised must fit into one tile")
         squares = tl.zeros([TILE], tl.float32)
         for start in range(0, SIZE, TILE):
             inside = start + index < SIZE
@@ -75,7 +87,7 @@ def rms_norm_kernel(
 def rms_norm_triton(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """`rms_norm` for GPU tensors. Moves `2 * T * E` elements."""
     output = torch.empty_like(x, memory_format=torch.contiguous_format)
-    _launch(x, None, weight, None, output, eps)
+    _launch(x, None, weight, None, output, None, eps)
     return output
 
 
@@ -86,8 +98,34 @@ def add_rms_norm_triton(
     check_shape("residual", residual, tuple(x.shape))
     check_dtype("residual", residual, x.dtype)
     output, total = (torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(2))
-    _launch(x, residual, weight, total, output, eps)
+    _launch(x, residual, weight, total, output, None, eps)
     return output, total
+
+
+def rms_norm_fp8_triton(x: torch.Tensor, weight: torch.Tensor, eps: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """`rms_norm_fp8` for GPU tensors, of at most 16384 columns. Moves `T * E` elements and as many bytes."""
+    output, scales = _new_fp8(x)
+    _launch(x, None, weight, None, output, scales, eps)
+    return output, scales
+
+
+def add_rms_norm_fp8_triton(
+    x: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """`add_rms_norm_fp8` for GPU tensors, of at most 16384 columns. Moves `3 * T * E` elements and `T * E` bytes."""
+    check_shape("residual", residual, tuple(x.shape))
+    check_dtype("residual", residual, x.dtype)
+    output, scales = _new_fp8(x)
+    total = torch.empty_like(x, memory_format=torch.contiguous_format)
+    _launch(x, residual, weight, total, output, scales, eps)
+    return output, scales, total
+
+
+def _new_fp8(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    if x.shape[1] > _MAX_TILE:
+        raise ValueError(f"x has {x.shape[1]} columns; a norm that quantises takes at most {_MAX_TILE}")
+    output = x.new_empty(x.shape, dtype=FP8)
+    return output, x.new_empty(x.shape[0], 1, dtype=torch.float32)
 
 
 def tile_size(size: int) -> tuple[int, int]:
@@ -102,6 +140,7 @@ def _launch(
     weight: torch.Tensor,
     total: torch.Tensor | None,
     output: torch.Tensor,
+    scales: torch.Tensor | None,
     eps: float,
 ) -> None:
     num_tokens, size = x.shape
@@ -113,11 +152,15 @@ def _launch(
         weight,
         output if total is None else total,
         output,
+        output if scales is None else scales,
         x.stride(0),
         0 if residual is None else residual.stride(0),
         eps,
         SIZE=size,
         TILE=tile,
         ADD=residual is not None,
+        QUANTIZE=scales is not None,
+        LARGEST=MAX_FP8,
+        MIN=MIN_PEAK,
         num_warps=num_warps,
     )

@@ -102,15 +102,20 @@ def compile_prefill() -> None:
 
 def compile_layer_operations() -> None:
     from penstock.kernels.cache_write_triton import cache_write_kernel
+    from penstock.kernels.quantize_fp8_triton import quantize_fp8_kernel
     from penstock.kernels.rmsnorm_triton import rms_norm_kernel, tile_size
     from penstock.kernels.rope_triton import rope_cache_write_kernel, tile_sizes
     from penstock.kernels.silu_mul_triton import TILE, silu_mul_kernel
 
-    for size, add in ((576, False), (4096, True), (17000, True)):
+    for size, add, quantize in ((576, False, False), (4096, True, True), (17000, True, False)):
         tile, num_warps = tile_size(size)
-        dtypes = dict.fromkeys(("x", "residual", "weight", "total", "output"), BF16)
-        done = compile_kernel(rms_norm_kernel, dtypes, {"SIZE": size, "TILE": tile, "ADD": add}, num_warps)
-        assert done.spilled == 0
+        dtypes = dict.fromkeys(("x", "residual", "weight", "total", "output"), BF16) | {"scales": FP32}
+        dtypes |= {"output": FP8} if quantize else {}
+        constants = {"SIZE": size, "TILE": tile, "ADD": add, "QUANTIZE": quantize, "LARGEST": 448.0, "MIN": 1e-12}
+        assert compile_kernel(rms_norm_kernel, dtypes, constants, num_warps).spilled == 0
+    dtypes = {"x": BF16, "output": FP8, "scales": FP32}
+    constants = {"GATED": True, "TILE": 2048, "LARGEST": 448.0, "MIN": 1e-12}
+    assert compile_kernel(quantize_fp8_kernel, dtypes, constants).spilled == 0
     assert compile_kernel(silu_mul_kernel, dict.fromkeys(("gate_up", "output"), BF16), {"TILE": TILE}).spilled == 0
     heads = dict.fromkeys(("qkv", "cos", "sin", "query", "key_cache", "value_cache"), BF16)
     heads |= {"q_norm_weight": BF16, "k_norm_weight": BF16, "slot_mapping": INT64}
