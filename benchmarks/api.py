@@ -28,7 +28,8 @@ HERE = Path(__file__).parent
 MODEL = "smollm2-135m-instruct"
 PROMPT = "Water under pressure turns the wheel that lights the lamps of the town at night, " * 4
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "responses": "/v1/responses"}
-LAST_EVENTS = (b"data: [DONE]\n\n", b"event: response.completed")
+END = b"\r\n0\r\n\r\n"
+"""Of a chunked answer."""
 MIN_STEP_MS = 1.0
 
 
@@ -92,15 +93,12 @@ class Stream:
         if not piece:
             raise SystemExit("the server has closed a connection")
         self.num_events += piece.count(b"\n\n")
-        seen = self._tail + piece
-        if any(last in seen for last in LAST_EVENTS) and seen.endswith(b"\r\n0\r\n\r\n"):
-            if not (b"HTTP/1.1 200" in seen or self.num_events):
-                raise SystemExit(f"the server refuses: {seen[:500]!r}")
+        if piece.startswith(b"HTTP/1.1 ") and not piece.startswith(b"HTTP/1.1 200"):
+            raise SystemExit(f"the server refuses: {piece[:500]!r}")
+        self._tail = (self._tail + piece)[-len(END) :]
+        if self._tail == END:
             self.is_waiting = False
             self.num_answers += 1
-            self._tail = b""
-        else:
-            self._tail = seen[-512:]
 
 
 def drive(port: int, request: bytes, num_streams: int, seconds: float) -> tuple[int, int, float]:

@@ -49,25 +49,32 @@ class _Mailbox(Generic[_T]):
     def __init__(self) -> None:
         self._items: list[_T] = []
         self._error: Exception | None = None
-        self._filled = asyncio.Event()
+        self._reader: asyncio.Future[None] | None = None
 
     def put(self, item: _T) -> None:
         self._items.append(item)
-        self._filled.set()
+        self._wake()
 
     def fail(self, error: Exception) -> None:
         self._error = error
-        self._filled.set()
+        self._wake()
 
     async def take(self) -> list[_T]:
-        """Everything that waits, at least one item; then raises what `fail` was given."""
-        await self._filled.wait()
-        if not self._items and self._error is not None:
-            raise self._error
+        """Everything that waits, at least one item; then raises what `fail` was given. One reader at a time."""
+        if not self._items:
+            if self._error is not None:
+                raise self._error
+            self._reader = asyncio.get_running_loop().create_future()  # an asyncio.Event costs twice as much
+            await self._reader
+            return await self.take()
         items, self._items = self._items, []
-        if self._error is None:
-            self._filled.clear()
         return items
+
+    def _wake(self) -> None:
+        if self._reader is not None:
+            if not self._reader.done():
+                self._reader.set_result(None)
+            self._reader = None
 
 
 class ModelFailedError(Exception):

@@ -96,9 +96,10 @@ class Metrics:
         """One choice's time to its first token."""
         self._first_token.labels(model).observe(seconds)
 
-    def observe_gap(self, model: str, seconds: float) -> None:
-        """Time between two tokens of a choice."""
-        self._gap.labels(model).observe(seconds)
+    def gap_observer(self, model: str) -> Callable[[float], None]:
+        """What takes the seconds between two tokens of a choice; looking the model up for each costs too much."""
+        observer: Callable[[float], None] = self._gap.labels(model).observe
+        return observer
 
     def observe_end(self, model: str, reason: str, seconds: float, mean_gap: float | None) -> None:
         """One choice's end.

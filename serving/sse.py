@@ -23,6 +23,9 @@ COMMENT = b": in progress\n\n"
 PAUSE_SECONDS = 10.0
 """Longest silence of a stream before its first token: shorter than any client's or proxy's idle timeout."""
 
+RAW_SEND = "raw_send"
+"""Key of a request's state: the server's own `send`, without the layers that only look at how an answer begins."""
+
 Events = AsyncGenerator[bytes]
 MakeReady = Callable[[], Coroutine[Any, Any, Events]]
 
@@ -101,8 +104,9 @@ class EventStream(Response):
             events = await self._ready(self._events, send) if callable(self._events) else self._events
             async with aclosing(events):
                 await self._write(await anext(events, b""), send)  # a resumed stream may have nothing left
+                send_raw = scope.get("state", {}).get(RAW_SEND, send)
                 async for framed in events:
-                    await send({"type": "http.response.body", "body": framed, "more_body": True})
+                    await send_raw({"type": "http.response.body", "body": framed, "more_body": True})
         except Exception as error:
             if not self._begun:
                 raise

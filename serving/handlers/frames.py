@@ -37,9 +37,12 @@ class ChunkFrames:
         self._include_usage = include_usage
         self._continuous_usage = continuous_usage
         self._tail = b',"usage":null}\n\n' if include_usage else b"}\n\n"
+        self._plain_tail = b',"logprobs":null,"finish_reason":null}]' + self._tail
 
     def chunk(self, index: int, content: bytes, logprobs: object, finish_reason: str | None) -> bytes:
         """One chunk of one choice; `content` is its encoded member, such as `"text":"hi"`."""
+        if logprobs is None and finish_reason is None and not self._continuous_usage:  # nearly all
+            return b'%b{"index":%d,%b%b' % (self._head, index, content, self._plain_tail)
         return b"".join(
             (
                 self._head,

@@ -101,7 +101,7 @@ class Generation(Generic[News]):
         )
 
 
-async def run(generation: Generation[News], engine: EngineClient, metrics: Metrics) -> AsyncGenerator[News]:
+def run(generation: Generation[News], engine: EngineClient, metrics: Metrics) -> AsyncGenerator[News]:
     """Run every choice; leaving the iterator cancels those that still run.
 
     Raises:
@@ -109,12 +109,8 @@ async def run(generation: Generation[News], engine: EngineClient, metrics: Metri
         JobFailedError: the worker refused or lost a job.
     """
     if len(generation.choices) == 1:
-        stream = _run_choice(generation, generation.choices[0], engine, metrics)
-    else:
-        stream = _run_together(generation, engine, metrics)
-    async with aclosing(stream):
-        async for news in stream:
-            yield news
+        return _run_choice(generation, generation.choices[0], engine, metrics)
+    return _run_together(generation, engine, metrics)
 
 
 async def _run_together(generation: Generation[News], engine: EngineClient, metrics: Metrics) -> AsyncGenerator[News]:
@@ -150,6 +146,7 @@ async def _run_choice(
 ) -> AsyncGenerator[News]:
     """What is new in one choice, until it has a finish reason. Measures it too."""
     model = generation.model
+    observe_gap = metrics.gap_observer(model)
     first = last = 0.0
     reason = "abort"
     news: News | None = None
@@ -163,7 +160,7 @@ async def _run_choice(
                         generation.pace.first = generation.pace.first or now
                         metrics.observe_first_token(model, now - generation.started)
                     else:
-                        metrics.observe_gap(model, (now - last) / len(output.token_ids))
+                        observe_gap((now - last) / len(output.token_ids))
                     last = generation.pace.last = now
                 if output.timings is not None:
                     metrics.observe_timings(model, output.timings)

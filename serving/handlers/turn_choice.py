@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from penstock.scheduler.messages import RequestOutput, Submit, TokenLogprobs
 
 from ..text.detokenizer import Detokenizer
-from ..text.pieces import CallBegin, CallFinish, CallPart, Piece, PieceParser, ReasoningPiece, TextPiece
+from ..text.pieces import CallBegin, CallFinish, CallPart, Piece, PieceParser, PlainParser, ReasoningPiece, TextPiece
 from ..text.tools import Tool
 from .turn_types import (
     ChoiceEnd,
@@ -19,7 +19,7 @@ from .turn_types import (
     ToolCallStart,
     TurnEvent,
 )
-from .watched_text import WatchedText
+from .watched_text import TokenEntry, WatchedText
 
 
 class TurnChoice:
@@ -62,6 +62,7 @@ class TurnChoice:
         self._watched = WatchedText(stop)
         self._tools = tools
         self._max_calls = max_calls
+        self._is_plain = isinstance(parser, PlainParser) and not stop and job.sampling.logprobs is None
         self._num_characters = 0  # of the raw text
         self._raw_entries: list[tuple[int, int, TokenLogprobs]] = []  # raw offset, token id: no text of theirs is out
         self._num_calls = 0  # begun
@@ -96,7 +97,11 @@ class TurnChoice:
         return events
 
     def _take_text(self, text: str, events: list[TurnEvent]) -> None:
-        if text:
+        if not text:
+            return
+        if self._is_plain:
+            self._add_text(text, [], events)
+        else:
             pieces = self._parser.feed(text, self._num_characters)
             self._num_characters += len(text)
             self._take(pieces, events)
@@ -152,8 +157,10 @@ class TurnChoice:
 
     def _release_text(self, text: str, events: list[TurnEvent]) -> None:
         entries = self._watched.release_entries()
-        if not text and not entries:
-            return
+        if text or entries:
+            self._add_text(text, entries, events)
+
+    def _add_text(self, text: str, entries: list[TokenEntry], events: list[TurnEvent]) -> None:
         if events and isinstance(last := events[-1], TextDelta):
             events[-1] = TextDelta(self.index, last.text + text, last.entries + entries)
         else:

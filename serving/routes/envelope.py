@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from ..error_forms import REQUEST_ID
 from ..errors import translate
 from ..metrics import Metrics
+from ..sse import RAW_SEND
 
 _log = logging.getLogger(__name__)
 _SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
@@ -40,6 +41,7 @@ class Envelope:
         wanted = Headers(scope=scope).get("x-request-id", "")
         request_id = wanted if _SANE_ID.fullmatch(wanted) else f"req_{uuid.uuid4().hex}"
         scope.setdefault("state", {})[REQUEST_ID] = request_id
+        scope["state"][RAW_SEND] = send
         status = 0
 
         async def send_marked(message: MutableMapping[str, Any]) -> None:

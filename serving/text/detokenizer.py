@@ -20,9 +20,19 @@ class Detokenizer:
         self._shown = shown
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._strip_next = table.strips_first_space and not continues
+        self._within_character = False
 
     def feed(self, token_id: int) -> str:
         """The characters that this token completes."""
+        if not (self._within_character or self._strip_next or token_id in self._shown):
+            whole = self._table.whole_text(token_id)
+            if whole is not None:  # nearly always: it needs no decoder
+                return whole
+        text = self._decode(token_id)
+        self._within_character = bool(self._decoder.getstate()[0])
+        return text
+
+    def _decode(self, token_id: int) -> str:
         if token_id in self._shown:
             return self._decoder.decode(self._table.name(token_id).encode())
         text = self._decoder.decode(self._table.text_bytes(token_id))

@@ -36,6 +36,7 @@ class TokenTable:
         }
         """Token ids by text of the tokens that the grammar compiler does not take for text, by this rule of its own."""
         self._bytes: dict[int, bytes] = {}
+        self._texts: dict[int, str | None] = {}
         self.strips_first_space = self._spelling == "words" or any(map(_strips_first_space, decoders))
         """Whether a text of its own, unlike the continuation of one, loses the space before its first word."""
 
@@ -46,6 +47,18 @@ class TokenTable:
             known = b"" if token_id in self._special_ids else self._spell(token_id)
             self._bytes[token_id] = known
         return known
+
+    def whole_text(self, token_id: int) -> str | None:
+        """The same as text; None: it begins or ends within a character."""
+        try:
+            return self._texts[token_id]
+        except KeyError:
+            try:
+                text: str | None = self.text_bytes(token_id).decode()
+            except UnicodeDecodeError:
+                text = None
+            self._texts[token_id] = text
+            return text
 
     def name(self, token_id: int) -> str:
         """The token as people read it: its text, or the name of a special token."""
