@@ -38,6 +38,7 @@ def create_app(
     runs: ResponseRuns,
     downloads: Downloads,
     max_body_bytes: int = MAX_BODY_BYTES,
+    counts_steps: bool = True,
 ) -> FastAPI:
     """The application.
 
@@ -48,9 +49,12 @@ def create_app(
         runs: makes responses, and has the store of what outlives requests; its maker closes both.
         downloads: fetches models; its maker closes it.
         max_body_bytes: larger request bodies are answered 413.
+        counts_steps: see Metrics.
     """
     app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
-    services = Services(engine, registry, lifecycle, Metrics(engine), runs.store, runs, downloads)
+    services = Services(
+        engine, registry, lifecycle, Metrics(engine, counts_steps=counts_steps), runs.store, runs, downloads
+    )
     routers = [
         anthropic_router(services, max_body_bytes=max_body_bytes),
         chat_router(services, max_body_bytes=max_body_bytes),

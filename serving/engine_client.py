@@ -98,7 +98,8 @@ class EngineClient:
         on_progress: called after every change of `models`, `failed` or `loading`.
         make_resident: called before a job of a model that is not resident is sent: it may have been unloaded since the
             job's request was checked.
-        on_use: called with a model's name whenever a job of it begins or ends.
+        on_use: called with a model's name whenever a job of it begins or ends, and at every step while any process
+            has jobs of it.
 
     Args:
         address: ZeroMQ address that the worker binds.
@@ -318,6 +319,7 @@ class EngineClient:
             case StepOutputs():
                 self._deliver_step(message)
             case ModelLoading(name=name):
+                self.failed.pop(name, None)
                 self.loading[name] = message
             case ModelReady(name=name):
                 self.loading.pop(name, None)
@@ -347,6 +349,10 @@ class EngineClient:
 
     def _deliver_step(self, step: StepOutputs) -> None:
         self.stats.update(step.stats)
+        if self.on_use is not None:
+            for model, stats in step.stats.items():
+                if stats.num_running or stats.num_waiting:  # whichever process's jobs they are
+                    self.on_use(model)
         for output in step.outputs:
             if (generation := self._generations.get(output.request_id)) is not None:
                 generation.put(output)

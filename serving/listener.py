@@ -5,6 +5,7 @@ import contextlib
 import math
 import os
 import socket
+import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -18,15 +19,31 @@ _KEEP_ALIVE_SECONDS = 75  # longer than the usual proxy's 60, so that it is the 
 _LAST_WORDS_SECONDS = 2  # what requests that are ended by the server get to say so
 
 
-def open_listener(host: str, port: int) -> socket.socket:
+def open_listeners(host: str, port: int, count: int = 1) -> list[socket.socket]:
     """Listen on a port from now on; connections wait in the backlog until the server accepts them.
+
+    Args:
+        host: address or name.
+        port: 0: any that is free.
+        count: sockets, one for each process. Linux spreads new connections over them; elsewhere all of them are one,
+            and the process that is free takes the next connection.
 
     Raises:
         OSError: the address cannot be used; the message says why and what to do.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        return socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        first = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        if count == 1:
+            return [first]
+        if sys.platform != "linux":
+            return [first, *(first.dup() for _ in range(count - 1))]
+        # A port whose sockets may be many would be shared with another server too: only now it is known to be free.
+        address = first.getsockname()
+        first.close()
+        return [
+            socket.create_server(address[:2], family=family, backlog=_BACKLOG, reuse_port=True) for _ in range(count)
+        ]
     except OSError as error:
         known = error.errno is not None and error.errno > 0  # look-up failures have numbers and words of their own
         reason = (os.strerror(error.errno or 0) if known else str(error.strerror)).lower()
@@ -43,7 +60,7 @@ def url_of(listener: socket.socket) -> str:
 class HttpServer(uvicorn.Server):
     """uvicorn on an open socket, without its signal handlers and without ten wake-ups a second."""
 
-    def __init__(self, app: "ASGIApp", listener: socket.socket, *, grace: float, debug: bool) -> None:
+    def __init__(self, app: "ASGIApp", listeners: list[socket.socket], *, grace: float, debug: bool) -> None:
         """`grace` is what requests in flight get when the server stops, in seconds, until somebody ends them."""
         super().__init__(
             uvicorn.Config(
@@ -59,12 +76,12 @@ class HttpServer(uvicorn.Server):
                 backlog=_BACKLOG,
             )
         )
-        self._listener = listener
+        self._listeners = listeners
         self._stopping = asyncio.Event()
 
     async def run_until_stopped(self) -> None:
         """Serve; returns when `stop` was called and the requests in flight have ended or had their time."""
-        await self.serve(sockets=[self._listener])
+        await self.serve(sockets=self._listeners)
 
     def stop(self) -> None:
         """Accept nothing more and finish; a second call gives up on requests in flight."""

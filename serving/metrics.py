@@ -4,16 +4,20 @@ What the worker counts is read from its last message at scrape time; only what i
 costs anything per token.
 """
 
+import os
 from collections.abc import Callable, Iterator
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from penstock.scheduler.messages import JobTimings, ModelStats, StepOutputs
 
 from .engine_client import EngineClient
 
+FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+"""Where several API processes keep their counts; the Prometheus client reads it when it is imported."""
 _LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0)
 _GAP_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _TOKEN_BUCKETS = (1, 4, 16, 64, 256, 512, 1024, 2048, 4096, 8192, 16384)
@@ -30,13 +34,18 @@ class Metrics:
 
     Args:
         engine: whose steps and statistics are shown; its `on_step` is taken.
+        counts_steps: of several API processes, which all hear of every step, one counts them.
     """
 
     content_type = "text/plain; version=0.0.4; charset=utf-8"
 
-    def __init__(self, engine: EngineClient) -> None:
+    def __init__(self, engine: EngineClient, *, counts_steps: bool = True) -> None:
+        self._engine = engine
+        self._counts_steps = counts_steps
         self._registry = registry = CollectorRegistry()
-        registry.register(_EngineCollector(engine))
+        self._jobs = Gauge(
+            "penstock_jobs_in_flight", "Jobs of all API processes.", registry=registry, multiprocess_mode="livesum"
+        )
         self._first_token = Histogram(
             "vllm:time_to_first_token_seconds",
             "Arrival of a request to its first token.",
@@ -85,8 +94,19 @@ class Metrics:
         engine.on_step = self._on_step
 
     def exposition(self) -> bytes:
-        """The text that Prometheus scrapes."""
-        return generate_latest(self._registry)
+        """The text that Prometheus scrapes, the same from every API process.
+
+        Each of several processes keeps its counts in a file, as the Prometheus client does it; here they are added up.
+        What the worker says is the same in all of them.
+        """
+        self._jobs.set(self._engine.num_jobs)
+        counts = self._registry
+        if FOLDER_VARIABLE in os.environ:
+            counts = CollectorRegistry()
+            MultiProcessCollector(counts)  # type: ignore[no-untyped-call]
+        told = CollectorRegistry()
+        told.register(_EngineCollector(self._engine))
+        return generate_latest(told) + generate_latest(counts)
 
     def count_answer(self, route: str, status: int) -> None:
         """One HTTP answer; 499 is a client that went away."""
@@ -125,8 +145,9 @@ class Metrics:
         self._embedded.labels(model).inc(num_texts)
 
     def _on_step(self, step: StepOutputs) -> None:
-        if not step.num_batched_tokens:
-            return  # news between two steps
+        self._jobs.set(self._engine.num_jobs)
+        if not (step.num_batched_tokens and self._counts_steps):
+            return  # news between two steps, or counted by another process
         self._step_seconds.observe(step.step_seconds)
         self._step_tokens.observe(step.num_batched_tokens)
 
@@ -150,7 +171,6 @@ class _EngineCollector(Collector):
                 counter.add_metric((model,), value(numbers))
             yield counter
         yield GaugeMetricFamily("penstock_worker_up", "1 while the device worker lives.", self._engine.death is None)
-        yield GaugeMetricFamily("penstock_jobs_in_flight", "Jobs of this API process.", self._engine.num_jobs)
 
 
 _IDLE = ModelStats(0, 0, 0, 0, 0, 0, 0, 0, 0)

@@ -19,6 +19,13 @@ _NUM_OLD_FILES = 3
 _worker_lines = logging.getLogger("penstock.worker-lines")
 
 
+def configure_logging(level: str) -> None:
+    """Log to standard error, from `level` on."""
+    logging.basicConfig(level=level.upper(), format=LINE_FORMAT, stream=sys.stderr, force=True)
+    for noisy in ("uvicorn.error", "httpx", "httpcore", "asyncio"):  # their "info" is our "debug"
+        logging.getLogger(noisy).setLevel(logging.DEBUG if level == "debug" else logging.WARNING)
+
+
 def log_file(home: Path, port: int) -> Path:
     """Where the server at that port logs."""
     return home / "logs" / f"server-{port}.log"

@@ -15,8 +15,9 @@ from pydantic import ByteSize, Field, ValidationError, field_validator, model_va
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from penstock.scheduler.config import DeviceName, DtypeName, EngineConfig, ModelKind
+from penstock.scheduler.config import DeviceName, DtypeName, EngineConfig, ModelKind, ModelSpec
 
+from .shelf.card import ModelCard
 from .shelf.residency import LoadingPolicy
 
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -55,6 +56,12 @@ class Settings(BaseSettings):
         json_schema_extra=_metavar("ADDRESS"),
     )
     port: int = Field(default=1234, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    api_processes: int = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="processes that speak HTTP and share the port; one serves some 20,000 tokens a second",
+    )
     served_model_name: str = Field(
         default="",
         description="the id that clients use, when one model is served",
@@ -203,6 +210,17 @@ class Settings(BaseSettings):
     def default_models(self) -> dict[ModelKind, str]:
         """The models that answer to unknown names."""
         return {"generate": self.default_model, "embed": self.default_embedding_model}
+
+    def model_spec(self, card: ModelCard) -> ModelSpec:
+        """What the worker is told of a model."""
+        return ModelSpec(
+            name=card.name,
+            path=str(card.folder),
+            kind=card.kind,
+            dtype=self.dtype,
+            max_model_len=self.max_model_len if card.kind == "generate" else 0,
+            trust_remote_code=self.trust_remote_code,
+        )
 
     def engine_config(self) -> EngineConfig:
         """The engine's part of the settings."""

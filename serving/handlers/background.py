@@ -18,6 +18,7 @@ from ..errors import ApiError
 from ..store.database import TOO_LARGE
 from ..store.responses import Lease
 from ..store.store import Store
+from ..store.turns import TurnLocks
 from .recording import Recording
 
 _log = logging.getLogger(__name__)
@@ -226,12 +227,14 @@ class ResponseRun:
 class ResponseRuns:
     """All responses being made in this process.
 
-    Attributes:
+    Args:
         store: where they go.
+        turns: tells other processes of the conversations in which something is said here; None: there are none.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, turns: TurnLocks | None = None) -> None:
         self.store = store
+        self._turns = turns
         self._process = uuid.uuid4().hex
         self._by_task: dict[asyncio.Task[None], ResponseRun] = {}
         self._by_id: dict[tuple[str, str], ResponseRun] = {}  # of those that are stored
@@ -255,14 +258,19 @@ class ResponseRuns:
             yield
             return
         turn = (principal, conversation_id)
-        if turn in self._conversations:
+        if turn in self._conversations or not (self._turns is None or self._turns.take(*turn)):
             raise _locked(conversation_id)
         self._conversations.add(turn)
         try:
             yield
         except BaseException:
-            self._conversations.discard(turn)
+            self._end_turn(turn)
             raise
+
+    def _end_turn(self, turn: tuple[str, str]) -> None:
+        self._conversations.discard(turn)
+        if self._turns is not None:
+            self._turns.release(*turn)
 
     async def start(
         self, source: ResponseSource, principal: str, *, store: bool, stream: bool, background: bool
@@ -301,7 +309,7 @@ class ResponseRuns:
         task.add_done_callback(self._by_task.pop)
         if conversation := run.response.get("conversation"):
             turn = (principal, conversation["id"])
-            task.add_done_callback(lambda _: self._conversations.discard(turn))
+            task.add_done_callback(lambda _: self._end_turn(turn))
         if store:
             self._by_id[key] = run
             task.add_done_callback(lambda _: self._by_id.pop(key, None))

@@ -307,10 +307,11 @@ class Lifecycle:
 
     async def _evict(self) -> bool:
         """Unload the evictable model that was used longest ago; False if all are in use or are to stay."""
+        kept: set[str] = set()  # by the worker, since other processes use them
         while True:
             idle = [
                 (stay.expected_until, stay.last_used, name)
-                for name in self._engine.models
+                for name in self._engine.models.keys() - kept
                 if (stay := self._stay(name)).evictable and not self._engine.num_jobs_of(name)
             ]
             if not idle:
@@ -324,6 +325,7 @@ class Lifecycle:
             _log.info("unloading %s to make room", name)
             if await self._unload(name):
                 return True
+            kept.add(name)
 
     async def _unload(self, name: str) -> bool:
         """Unload a model without jobs; False if the worker keeps it."""

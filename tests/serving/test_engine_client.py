@@ -290,4 +290,4 @@ async def test_jobs_are_counted_for_each_model(client: EngineClient, worker: Wor
         assert (client.num_jobs_of(CHAT), client.num_jobs_of("other")) == (1, 0)
         await worker.send(step([RequestOutput("a", [1], finish_reason="length")]))
         await reading
-    assert uses == [(CHAT, 1), (CHAT, 0)]
+    assert uses == [(CHAT, 1), (CHAT, 1), (CHAT, 0)]  # it begins, has a step, ends

@@ -3,10 +3,12 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx2 as httpx
@@ -48,8 +50,7 @@ class StubbedServer(ServerProcess):
 
     @property
     def worker_pid(self) -> int:
-        (worker,) = psutil.Process(self.pid).children()
-        return worker.pid
+        return next(child.pid for child in psutil.Process(self.pid).children() if str(STUB) in child.cmdline())
 
 
 def make_model(folder: Path) -> Path:
@@ -96,6 +97,31 @@ def test_ctrl_c_ends_it_too_and_the_worker_with_it(tmp_path: Path, scratch: Path
         assert server.stop(signal.SIGINT) == 0
         assert not worker.is_running()
         assert "Traceback" not in server.log
+
+
+def test_requests_of_every_api_process_finish_when_the_server_stops(tmp_path: Path, scratch: Path) -> None:
+    body = {"model": "tiny", "prompt": "a " * 30, "max_tokens": 2, "stream": True}
+    arguments = ["--api-processes", "2"]
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch, *arguments) as server, ExitStack() as streams:
+        url = f"{server.base_url}/v1/completions"
+        answers = [streams.enter_context(httpx.stream("POST", url, json=body, timeout=30)) for _ in range(6)]
+        lines = [answer.iter_lines() for answer in answers]
+        assert all(next(each).startswith("data: ") for each in lines)
+        server.process.send_signal(signal.SIGTERM)
+        assert [[line for line in each if line][-1] for each in lines] == ["data: [DONE]"] * 6
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
+
+
+def test_the_other_api_processes_end_with_a_server_that_is_killed(tmp_path: Path, scratch: Path) -> None:
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch, "--api-processes", "2") as server:
+        others = psutil.Process(server.pid).children()
+        assert len(others) == 2
+        server.stop(signal.SIGKILL)
+        gone, alive = psutil.wait_procs(others, timeout=10)
+        assert not alive
+    for left in scratch.glob("penstock-*"):  # nobody was there to remove it
+        shutil.rmtree(left)
 
 
 def test_running_requests_finish_when_the_server_stops(tmp_path: Path, scratch: Path) -> None:

@@ -1,0 +1,94 @@
+"""The further API processes of a server: started by the first one, restarted when one dies, ended with it.
+
+Each has a listening socket of its own, which the first process keeps open: connections that come while a process is
+being restarted wait there. The worker cancels the jobs of one that dies.
+"""
+
+import asyncio
+import logging
+import pickle
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
+from socket import socket
+from typing import IO
+
+from .front import FrontConfig
+
+_log = logging.getLogger(__name__)
+_RESTART_PAUSE = 1.0  # seconds: one that cannot live must not take all processor time
+_LAST_WORDS_SECONDS = 5.0  # what a process gets to end after its requests have had their time
+
+
+class Siblings:
+    """All API processes but the first.
+
+    Args:
+        config: the first one's.
+        listeners: one for each of the others.
+        log: takes their lines.
+    """
+
+    def __init__(self, config: FrontConfig, listeners: Sequence[socket], log: IO[bytes]) -> None:
+        self._config = config
+        self._listeners = listeners
+        self._log = log
+        self._stopping = False
+        self._processes: dict[int, asyncio.subprocess.Process] = {}
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Start them."""
+        for index, listener in enumerate(self._listeners, start=1):
+            self._tasks.append(asyncio.create_task(self._keep(index, listener), name=f"api process {index}"))
+
+    def stop(self) -> None:
+        """Have them finish what is in flight, and start none any more."""
+        self._stopping = True
+        for process in self._processes.values():
+            with suppress(ProcessLookupError):
+                process.terminate()
+
+    def tell_death(self, reason: str) -> None:
+        """Tell them that the worker is gone."""
+        for process in self._processes.values():
+            if process.stdin is not None:
+                process.stdin.write(reason.encode() + b"\n")
+
+    async def close(self) -> None:
+        """Wait for their ends, which are forced when the time is over."""
+        self.stop()
+        if self._tasks:
+            timeout = self._config.settings.shutdown_timeout + _LAST_WORDS_SECONDS
+            await asyncio.wait(self._tasks, timeout=timeout)
+        for process in self._processes.values():
+            with suppress(ProcessLookupError):
+                process.kill()
+        await asyncio.gather(*self._tasks)
+
+    async def _keep(self, index: int, listener: socket) -> None:
+        """Have a process of this index until the server stops."""
+        from prometheus_client import multiprocess
+
+        message = pickle.dumps((replace(self._config, index=index), listener.fileno(), int(listener.family)))
+        while not self._stopping:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "penstock.serving.api_process"),
+                stdin=asyncio.subprocess.PIPE,
+                stderr=self._log,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,  # Ctrl-C reaches the first process alone, which stops the others in order
+            )
+            self._processes[index] = process
+            assert process.stdin is not None
+            process.stdin.write(len(message).to_bytes(8, "little") + message)
+            if self._stopping:
+                process.terminate()
+            status = await process.wait()
+            del self._processes[index]
+            multiprocess.mark_process_dead(process.pid)  # type: ignore[no-untyped-call]
+            if not self._stopping:
+                how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
+                _log.error("API process %d (process %d) %s; another one takes its place", index, process.pid, how)
+                await asyncio.sleep(_RESTART_PAUSE)
