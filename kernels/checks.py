@@ -44,8 +44,12 @@ def check_attention(
     num_tokens: int,
     block_size: int,
     sinks: torch.Tensor | None,
+    cache_dtype: torch.dtype | None = None,
 ) -> None:
-    """Raise ValueError unless queries and caches fit each other and the step's `num_tokens`."""
+    """Raise ValueError unless queries and caches fit each other and the step's `num_tokens`.
+
+    `cache_dtype` None: the caches must be of the query's.
+    """
     check_shape("query", query, (num_tokens, None, None))
     _, num_heads, head_dim = query.shape
     check_shape("key_cache", key_cache, (None, None, block_size, head_dim))
@@ -53,7 +57,7 @@ def check_attention(
     check_shape("value_cache", value_cache, (num_blocks, num_kv_heads, block_size, None))
     if num_heads % num_kv_heads:
         raise ValueError(f"query has {num_heads} heads; they must be a multiple of the cache's {num_kv_heads}")
-    check_dtype("key_cache", key_cache, query.dtype)
-    check_dtype("value_cache", value_cache, query.dtype)
+    check_dtype("key_cache", key_cache, cache_dtype or query.dtype)
+    check_dtype("value_cache", value_cache, cache_dtype or query.dtype)
     if sinks is not None:
         check_shape("sinks", sinks, (num_heads,))

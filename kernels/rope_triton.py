@@ -11,6 +11,8 @@ import triton
 import triton.language as tl
 
 from .checks import check_dtype, check_shape
+from .quantize_fp8 import FP8, MAX_FP8
+from .quantize_fp8_triton import to_fp8
 
 _TILE = 512  # elements of half heads that a program handles: four for each thread of four warps
 
@@ -26,6 +28,8 @@ def rope_cache_write_kernel(
     key_cache,
     value_cache,
     slot_mapping,
+    key_scale,
+    value_scale,
     key_stride_b,
     key_stride_k,
     key_stride_s,
@@ -40,6 +44,8 @@ def rope_cache_write_kernel(
     BLOCK_H: tl.constexpr,
     BLOCK_HALF: tl.constexpr,
     NORM: tl.constexpr,
+    SCALED: tl.constexpr,
+    LARGEST: tl.constexpr,
 ):
     """Program (token, BLOCK_H of its H + 2K heads): writes query [T, H, D], key_cache and value_cache.
 
@@ -83,16 +89,27 @@ def rope_cache_write_kernel(
         block, offset = slot // BLOCK_SIZE, slot % BLOCK_SIZE
         kv_head = head - NUM_HEADS
         place = block * key_stride_b + kv_head * key_stride_k + offset * key_stride_s
-        target = key_cache + place[:, None] + dim[None, :]
-        mask = is_key[:, None] & inside
-        tl.store(target, rotated1, mask=mask)
-        tl.store(target + HALF, rotated2, mask=mask)
+        key_target = key_cache + place[:, None] + dim[None, :]
+        key_mask = is_key[:, None] & inside
+        if SCALED:
+            scale_of_key = tl.load(key_scale + kv_head, mask=is_key, other=1.0)[:, None]
+            tl.store(key_target, to_fp8(rotated1, scale_of_key, LARGEST), mask=key_mask)
+            tl.store(key_target + HALF, to_fp8(rotated2, scale_of_key, LARGEST), mask=key_mask)
+        else:
+            tl.store(key_target, rotated1, mask=key_mask)
+            tl.store(key_target + HALF, rotated2, mask=key_mask)
         kv_head -= NUM_KV_HEADS
         place = block * value_stride_b + kv_head * value_stride_k + offset * value_stride_s
-        target = value_cache + place[:, None] + dim[None, :]
-        mask = (kv_head >= 0)[:, None] & inside
-        tl.store(target, raw1, mask=mask)
-        tl.store(target + HALF, raw2, mask=mask)
+        value_target = value_cache + place[:, None] + dim[None, :]
+        value_mask = (kv_head >= 0)[:, None] & inside
+        if SCALED:
+            is_value = (kv_head >= 0) & (head < NUM_ALL)
+            scale_of_value = tl.load(value_scale + kv_head, mask=is_value, other=1.0)[:, None]
+            tl.store(value_target, to_fp8(raw1.to(tl.float32), scale_of_value, LARGEST), mask=value_mask)
+            tl.store(value_target + HALF, to_fp8(raw2.to(tl.float32), scale_of_value, LARGEST), mask=value_mask)
+        else:
+            tl.store(value_target, raw1, mask=value_mask)
+            tl.store(value_target + HALF, raw2, mask=value_mask)
 
 
 def rope_cache_write_triton(
@@ -107,8 +124,15 @@ def rope_cache_write_triton(
     q_norm_weight: torch.Tensor | None = None,
     k_norm_weight: torch.Tensor | None = None,
     eps: float = 0.0,
+    *,
+    key_scale: torch.Tensor | None = None,
+    value_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """`rope_cache_write` for GPU tensors. Moves `2 * T * (H + 2K) * D` elements, and the cosines and sines."""
+    """`rope_cache_write` for GPU tensors. Moves `2 * T * (H + 2K) * D` elements, and the cosines and sines.
+
+    With `key_scale` and `value_scale`, [K] float32 each, the caches are float8 e4m3 and get the keys and values divided
+    by the scale of their head.
+    """
     num_tokens, num_all, head_dim = qkv.shape
     check_shape("qkv", qkv, (slot_mapping.shape[0], num_heads + 2 * num_kv_heads, head_dim))
     check_shape("key_cache", key_cache, (None, num_kv_heads, None, head_dim))
@@ -116,7 +140,7 @@ def rope_cache_write_triton(
     for name, angles in (("cos", cos), ("sin", sin)):
         check_shape(name, angles, (num_tokens, head_dim))
     for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
-        check_dtype(name, cache, qkv.dtype)
+        check_dtype(name, cache, qkv.dtype if key_scale is None else FP8)
     query = qkv.new_empty(num_tokens, num_heads, head_dim)
     block_half, block_h = tile_sizes(head_dim)
     rope_cache_write_kernel[(num_tokens, triton.cdiv(num_all, block_h))](
@@ -129,6 +153,8 @@ def rope_cache_write_triton(
         key_cache,
         value_cache,
         slot_mapping,
+        qkv if key_scale is None else key_scale,
+        qkv if value_scale is None else value_scale,
         *key_cache.stride()[:3],
         *value_cache.stride()[:3],
         eps,
@@ -139,6 +165,8 @@ def rope_cache_write_triton(
         BLOCK_H=block_h,
         BLOCK_HALF=block_half,
         NORM=q_norm_weight is not None,
+        SCALED=key_scale is not None,
+        LARGEST=MAX_FP8,
     )
     return query
 

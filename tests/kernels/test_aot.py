@@ -119,7 +119,8 @@ def compile_layer_operations() -> None:
     assert compile_kernel(silu_mul_kernel, dict.fromkeys(("gate_up", "output"), BF16), {"TILE": TILE}).spilled == 0
     heads = dict.fromkeys(("qkv", "cos", "sin", "query", "key_cache", "value_cache"), BF16)
     heads |= {"q_norm_weight": BF16, "k_norm_weight": BF16, "slot_mapping": INT64}
-    for head_dim, norm in ((128, True), (80, False)):
+    heads |= {"key_scale": FP32, "value_scale": FP32}
+    for head_dim, norm, cache_dtype in ((128, True, BF16), (128, True, FP8), (80, False, BF16)):
         block_half, block_h = tile_sizes(head_dim)
         constants = {
             "NUM_HEADS": 32,
@@ -129,8 +130,11 @@ def compile_layer_operations() -> None:
             "BLOCK_H": block_h,
             "BLOCK_HALF": block_half,
             "NORM": norm,
+            "SCALED": cache_dtype == FP8,
+            "LARGEST": 448.0,
         }
-        assert compile_kernel(rope_cache_write_kernel, heads, constants).spilled == 0
+        dtypes = heads | {"key_cache": cache_dtype, "value_cache": cache_dtype}
+        assert compile_kernel(rope_cache_write_kernel, dtypes, constants).spilled == 0
     constants = {
         "BLOCK_SIZE": 16,
         "NUM_KV_HEADS": 3,
