@@ -49,7 +49,7 @@ def paged_attention(
         ValueError: the tensors' shapes or dtypes do not fit each other or the batch.
     """
     cache_write(key, value, key_cache, value_cache, batch)
-    attend = attention_for(query.device.type)
+    attend = attention_for(query, key_cache, value_cache)
     return attend(query, key_cache, value_cache, batch, scale, sliding_window, softcap, sinks)
 
 
@@ -87,5 +87,5 @@ def cached_attention(
     Raises:
         ValueError: the tensors' shapes or dtypes do not fit each other or the batch.
     """
-    attend = attention_for(query.device.type)
+    attend = attention_for(query, key_cache, value_cache)
     return attend(query, key_cache, value_cache, batch, scale, sliding_window, softcap, sinks)

@@ -6,6 +6,7 @@ from typing import TypeAlias
 
 import torch
 
+from . import attention_cpu, attention_native
 from .attention_batch import AttentionBatch
 
 Tensor: TypeAlias = torch.Tensor
@@ -20,16 +21,28 @@ CacheWriteFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, Attent
 """`cache_write`: key, value, key_cache, value_cache, batch."""
 
 
+def attention_for(query: Tensor, key_cache: Tensor, value_cache: Tensor) -> AttentionFunction:
+    """What computes `cached_attention` for these tensors on their device."""
+    if query.device.type != "cpu":
+        return _triton_attention()
+    return _cpu_attention(query.dtype, query.shape[1], key_cache.shape[1:], value_cache.shape[3])
+
+
 @cache
-def attention_for(device_type: str) -> AttentionFunction:
-    """Paged attention for "cpu" or "cuda"."""
-    if device_type == "cpu":
-        from .attention_cpu import attend as attend_cpu
+def _triton_attention() -> AttentionFunction:
+    from .attention_triton import attend
 
-        return attend_cpu
-    from .attention_triton import attend as attend_triton
+    return attend
 
-    return attend_triton
+
+@cache
+def _cpu_attention(
+    dtype: torch.dtype, num_heads: int, key_block: tuple[int, ...], value_head_dim: int
+) -> AttentionFunction:
+    """Native code where it can; `key_block` is [K, S, D]."""
+    if attention_native.can_attend(dtype, num_heads, key_block, value_head_dim):
+        return attention_native.attend
+    return attention_cpu.attend
 
 
 @cache
