@@ -2,17 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from penstock.kernels.attention import AttentionBatch
+from penstock.kernels.attention_batch import HostBatch
 
+from .block_tables import BlockTables
 from .plan import GenerationBatch, ScheduledRow
 from .request import Request
 from .results import PromptSpan
+from .staging import upload
 
 # T packed tokens, R rows, n rows that sample, p prompt tokens whose log probabilities are wanted
 
@@ -23,6 +25,21 @@ class LastTokens:
 
     token_ids: torch.Tensor  # [n] int64
     index_of: Mapping[Request, int]
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRows:
+    """The rows of a step, one after the other, as arrays on the host."""
+
+    tokens: npt.NDArray[np.int64]  # [T]; 0 where only the device knows the token
+    sources: npt.NDArray[np.int64]  # [T]: index of the token in what the last step sampled; -1: the host knows it
+    positions: npt.NDArray[np.int64]  # [T]
+    slots: npt.NDArray[np.int64]  # [T]: block * S + offset of the token's key and value
+    seats: npt.NDArray[np.int64]  # [R]: row of the block tables
+    seq_lens: npt.NDArray[np.int32]  # [R]
+    query_start_loc: npt.NDArray[np.int32]  # [R + 1]
+    num_decodes: int
+    """Leading rows of one token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,75 +59,131 @@ class ForwardInputs:
     """The other p logits are of the tokens before these."""
 
 
-def build_inputs(
-    batch: GenerationBatch, block_size: int, device: torch.device, last: LastTokens | None = None
-) -> ForwardInputs:
-    """Pack the rows of `batch` one after the other.
+def pack_rows(batch: GenerationBatch, tables: BlockTables, block_size: int, last: LastTokens | None) -> PackedRows:
+    """Lay the rows of `batch` one after the other.
 
     Rows of one token cost a few list appends each: they are nearly all of the rows nearly all of the time.
 
     Args:
         batch: the rows.
-        block_size: tokens in a KV block.
-        device: where the inputs go.
+        tables: get to know the rows' blocks.
+        block_size: S, tokens in a KV block.
         last: has the tokens that the host does not know; None: it knows all.
     """
     rows = batch.rows
     num_decodes = _count_decodes(rows)
-    known = [row.start < len(row.request.token_ids) for row in rows[:num_decodes]]
-    tokens = [
-        row.request.token_ids[row.start] if is_known else 0
-        for row, is_known in zip(rows[:num_decodes], known, strict=True)
-    ]
-    positions = [row.start for row in rows[:num_decodes]]
-    slots = [
-        row.request.block_ids[row.start // block_size] * block_size + row.start % block_size
-        for row in rows[:num_decodes]
-    ]
-    position_parts = [np.asarray(positions, dtype=np.int64)]
-    slot_parts = [np.asarray(slots, dtype=np.int64)]
+    tokens, sources = [], []
+    for row in rows[:num_decodes]:
+        known = row.request.token_ids
+        if row.start < len(known):
+            tokens.append(known[row.start])
+            sources.append(-1)
+        else:
+            assert last is not None
+            tokens.append(0)
+            sources.append(last.index_of[row.request])
     for row in rows[num_decodes:]:
         tokens += [*row.request.token_ids[row.start : row.end], *row.drafts]
-        row_positions = np.arange(row.start, row.end)
-        position_parts.append(row_positions)
-        slot_parts.append(_slots(row, row_positions, block_size))
+    seats = tables.seats_of([row.request for row in rows])
+    starts = np.array([row.start for row in rows], np.int64)
+    query_lens = np.array([row.num_tokens for row in rows], np.int64)
+    query_start_loc = np.zeros(len(rows) + 1, np.int32)
+    np.cumsum(query_lens, out=query_start_loc[1:])
+    positions, token_seats = starts, seats
+    if num_decodes < len(rows):
+        positions = np.repeat(starts - query_start_loc[:-1], query_lens) + np.arange(len(tokens))
+        token_seats = np.repeat(seats, query_lens)
+    blocks = tables.host[token_seats, positions // block_size].astype(np.int64)
+    return PackedRows(
+        tokens=np.array(tokens, np.int64),
+        sources=np.array(sources + [-1] * (len(tokens) - num_decodes), np.int64),
+        positions=positions,
+        slots=blocks * block_size + positions % block_size,
+        seats=seats,
+        seq_lens=(starts + query_lens).astype(np.int32),
+        query_start_loc=query_start_loc,
+        num_decodes=num_decodes,
+    )
 
-    query_lens = [row.num_tokens for row in rows]
-    row_ends = np.cumsum(query_lens)
-    sampling = [index for index, row in enumerate(rows) for _ in range(row.num_sampled)]
-    num_ahead = [number for row in rows for number in range(row.num_sampled)]
-    num_drafts = [len(rows[index].drafts) for index in sampling]
-    wanted = [row_ends[sampling] - 1 - np.array(num_drafts, np.int64) + np.array(num_ahead, np.int64)]
+
+def build_inputs(
+    batch: GenerationBatch,
+    tables: BlockTables,
+    block_size: int,
+    device: torch.device,
+    last: LastTokens | None = None,
+) -> ForwardInputs:
+    """The arguments of the forward pass for any batch, see `pack_rows`."""
+    packed = pack_rows(batch, tables, block_size, last)
+    rows = batch.rows
+    row_ends = packed.query_start_loc[1:].astype(np.int64)
+    sampling = [index for index, row in enumerate(rows[: packed.num_decodes]) if row.samples]
+    wanted = [row_ends[sampling] - 1]
+    num_ahead = [0] * len(sampling)
+    for index in range(packed.num_decodes, len(rows)):
+        ahead = range(rows[index].num_sampled)
+        sampling += [index] * len(ahead)
+        num_ahead += ahead
+        wanted.append(row_ends[index] - len(ahead) + np.array(ahead, np.int64))
     prompt_spans = []
-    for index, row in enumerate(rows):
+    for row, end in zip(rows, row_ends.tolist(), strict=True):
         if row.request.needs_prompt_logprobs and (span := _prompt_span(row)) is not None:
             prompt_spans.append(span)
-            wanted.append(np.arange(span.start, span.end) - 1 - row.end + row_ends[index])
+            wanted.append(np.arange(span.start, span.end) - 1 - row.end + end)
     indices = np.concatenate(wanted)
-    attention = AttentionBatch.build(
-        cast("list[list[int]]", [row.request.block_ids for row in rows]),
-        [row.end for row in rows],
-        query_lens,
-        np.concatenate(slot_parts),
-        block_size,
+    tokens, positions, slots, seats, seq_lens, query_start_loc, logits_indices, sources = upload(
+        [
+            packed.tokens,
+            packed.positions,
+            packed.slots,
+            packed.seats,
+            packed.seq_lens,
+            packed.query_start_loc,
+            indices,
+            packed.sources,
+        ],
         device,
     )
-    input_ids = torch.tensor([tokens], dtype=torch.int64).to(device, non_blocking=True)
-    if not all(known):
-        assert last is not None
-        places = [place for place, is_known in enumerate(known) if not is_known]
-        sources = [last.index_of[rows[place].request] for place in places]
-        routes = torch.tensor([places, sources]).to(device, non_blocking=True)  # [2, rows]
-        input_ids[0].index_copy_(0, routes[0], last.token_ids.index_select(0, routes[1]))
+    if last is not None and packed.sources.max() >= 0:
+        tokens = take_tokens(tokens, sources, last.token_ids)
+    max_seq_len = int(packed.seq_lens.max())
+    max_blocks = -(-max_seq_len // block_size)
+    # A GPU's attention plans nothing on the host.
+    if device.type == "cpu":
+        host_table = tables.host[packed.seats, :max_blocks]
+        table = torch.from_numpy(host_table)
+    else:
+        host_table = tables.host[:0]
+        table = tables.table[:, :max_blocks].index_select(0, seats)
     return ForwardInputs(
-        input_ids=input_ids,
-        position_ids=torch.from_numpy(np.concatenate(position_parts)).unsqueeze(0).to(device, non_blocking=True),
-        attention=attention,
-        logits_indices=torch.from_numpy(indices).to(device, non_blocking=True) if len(indices) else None,
+        input_ids=tokens.unsqueeze(0),
+        position_ids=positions.unsqueeze(0),
+        attention=AttentionBatch(
+            block_table=table,
+            seq_lens=seq_lens,
+            query_start_loc=query_start_loc,
+            slot_mapping=slots,
+            num_decodes=packed.num_decodes,
+            max_query_len=max((row.num_tokens for row in rows[packed.num_decodes :]), default=1),
+            max_seq_len=max_seq_len,
+            block_size=block_size,
+            host=HostBatch(host_table, packed.seq_lens, packed.query_start_loc, packed.slots),
+        ),
+        logits_indices=logits_indices if len(indices) else None,
         sampling_requests=[rows[index].request for index in sampling],
         num_ahead=num_ahead,
         prompt_spans=prompt_spans,
     )
+
+
+def take_tokens(tokens: torch.Tensor, sources: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+    """`tokens` [T], those with a source replaced by that entry of `last`."""
+    return torch.where(sources >= 0, last.index_select(0, sources.clamp(min=0)), tokens)
+
+
+def only_decodes(rows: list[ScheduledRow]) -> bool:
+    """Whether every row has one token, samples from it, and wants nothing else."""
+    return all(row.num_tokens == 1 and row.samples and not row.request.needs_prompt_logprobs for row in rows)
 
 
 def _count_decodes(rows: list[ScheduledRow]) -> int:
@@ -126,10 +199,3 @@ def _prompt_span(row: ScheduledRow) -> PromptSpan | None:
     start = max(row.start, len(row.request.prompt_logprobs)) + 1
     end = min(row.end + 1, len(row.request.prompt_token_ids))
     return PromptSpan(row.request, start, end) if start < end else None
-
-
-def _slots(row: ScheduledRow, positions: npt.NDArray[np.int64], block_size: int) -> npt.NDArray[np.int64]:
-    """Cache slot of each position of one row: `block * block_size + offset`."""
-    blocks = np.asarray(row.request.block_ids, dtype=np.int64)
-    slots: npt.NDArray[np.int64] = blocks[positions // block_size] * block_size + positions % block_size
-    return slots

@@ -10,12 +10,17 @@ from contextlib import contextmanager
 import torch
 from transformers import PreTrainedModel
 
+from penstock.kernels.attention import AttentionBatch
+from penstock.kernels.sampling import sample_rows
+
 from . import device as devices
-from .batch import LastTokens, build_inputs
+from .batch import LastTokens, build_inputs, only_decodes, pack_rows
+from .block_tables import BlockTables
 from .config import EngineConfig, ModelSpec
 from .context import PagedContext, Trial, forward_context
 from .errors import ModelLoadError, PenstockError
 from .grammar import GrammarCompiler
+from .graphs import Capture, CudaCapture, DecodeGraphs
 from .layer_cache import LayerCache, LayerShape, bytes_per_block, view_caches
 from .masks import MaskFiller
 from .models import self_check
@@ -24,8 +29,8 @@ from .models.load import eos_token_ids, load_decoder
 from .models.surgery import speed_up
 from .plan import GenerationBatch, SampledToken, ScheduledRow
 from .request import BlockId, Request
-from .results import LaunchedBatch
-from .sampling import Sampler
+from .results import LaunchedBatch, SampledRows
+from .sampling import Sampler, row_params, wants_logits
 from .sampling_params import SamplingParams
 
 _READING_SHARE = 0.5  # of the loading time; packing the weights takes about as long
@@ -53,6 +58,7 @@ class GenerationRunner:
         max_model_len: int,
         shapes: dict[int, LayerShape],
         block_size: int,
+        max_num_seqs: int,
     ) -> None:
         """Use `load`; this takes a model whose attention is the paged one and the shapes of its layers."""
         self.name = spec.name
@@ -67,7 +73,9 @@ class GenerationRunner:
         self._shapes = shapes
         self._block_size = block_size
         self._caches: dict[int, LayerCache] = {}
+        self._tables = BlockTables(max_num_seqs, -(-max_model_len // block_size), self.device)
         self._last: LastTokens | None = None
+        self._graphs: DecodeGraphs | None = None
         self._sampler = Sampler(self.vocab_size, self.eos_token_ids, self.device)
         self.grammars = GrammarCompiler(spec.path, self.vocab_size, self.eos_token_ids)
         self._masks = MaskFiller(self.vocab_size, self.eos_token_ids, self.device)
@@ -119,7 +127,7 @@ class GenerationRunner:
         proven = model.config.model_type in PROVEN
         with _model_code(spec.name):
             expected = None if proven else self_check.single_logits(model)
-            runner = cls(spec, model, max_model_len, _probe_shapes(model), config.block_size)
+            runner = cls(spec, model, max_model_len, _probe_shapes(model), config.block_size, config.max_num_seqs)
             speed_up(model, lambda done: progress("packing weights", _READING_SHARE + done * (1 - _READING_SHARE)))
             # A little memory of its own to try the model out in; `use_kv_memory` follows when it is to serve.
             num_bytes = self_check.NUM_BLOCKS * runner.kv_bytes_per_block
@@ -127,7 +135,22 @@ class GenerationRunner:
             if expected is not None:
                 self_check.check_packed(model, runner._caches, config.block_size, expected)
             runner.warm_up()
+            if runner.device.type == "cuda" and config.use_graphs:
+                runner.use_graphs(CudaCapture())
         return runner
+
+    def use_graphs(self, capture: Capture) -> None:
+        """Run steps of single tokens as graphs that `capture` makes."""
+        self._graphs = DecodeGraphs(
+            capture,
+            self._forward,
+            lambda logits, params: sample_rows(logits[:, : self.vocab_size], params),
+            self._tables,
+            block_size=self._block_size,
+            max_model_len=self.max_model_len,
+            vocab_size=self.vocab_size,
+            dtype=self.dtype,
+        )
 
     @property
     def kv_bytes_per_block(self) -> int:
@@ -137,9 +160,12 @@ class GenerationRunner:
     def leave_kv_memory(self) -> None:
         """Hold on to it no more; `use_kv_memory` follows before the next step."""
         self._caches = {}
+        if self._graphs:
+            self._graphs.forget()
 
     def use_kv_memory(self, memory: torch.Tensor) -> None:
         """Keep keys and values in `memory` from now on, a flat tensor of bytes with room for at least one block."""
+        self.leave_kv_memory()
         self._caches = view_caches(memory, self._shapes, self._block_size)
 
     def warm_up(self) -> None:
@@ -178,14 +204,20 @@ class GenerationRunner:
         Returns:
             Gives the sampled tokens, `num_sampled` of each row, in row order.
         """
-        return self._run(batch)[0]
+        try:
+            if self._graphs and only_decodes(batch.rows) and self._graphs.takes(len(batch.rows)):
+                return self._run_graph(self._graphs, batch)
+            return self._run(batch)[0]
+        except Exception:
+            self._tables.forget()  # what the device holds of them is unknown
+            raise
 
     def execute(self, batch: GenerationBatch) -> list[SampledToken]:
         """`launch`, and wait for the tokens."""
         return self.launch(batch).collect()
 
     def _run(self, batch: GenerationBatch) -> tuple[LaunchedBatch, list[int]]:
-        inputs = build_inputs(batch, self._block_size, self.device, self._last)
+        inputs = build_inputs(batch, self._tables, self._block_size, self.device, self._last)
         masks = self._masks.start(inputs.sampling_requests)
         context = PagedContext(inputs.attention, self._caches)
         with torch.inference_mode(), forward_context(context):
@@ -206,6 +238,27 @@ class GenerationRunner:
             sampled = self._sampler.sample(logits[: len(requests)], requests, masks, inputs.num_ahead)
             self._last = LastTokens(sampled.token_ids, {request: row for row, request in enumerate(requests)})
             return LaunchedBatch(self.device, sampled, inputs.prompt_spans, scored), context.layers_run
+
+    def _run_graph(self, graphs: DecodeGraphs, batch: GenerationBatch) -> LaunchedBatch:
+        requests = [row.request for row in batch.rows]
+        packed = pack_rows(batch, self._tables, self._block_size, self._last)
+        with torch.inference_mode():
+            if any(map(wants_logits, requests)):
+                masks = self._masks.start(requests)
+                sampled = self._sampler.sample(graphs.logits(packed, self._last), requests, masks)
+            else:
+                params = row_params(requests, self.vocab_size)
+                sampled = SampledRows(graphs.sample(packed, params, self._last), [], None)
+        self._last = LastTokens(sampled.token_ids, {request: row for row, request in enumerate(requests)})
+        return LaunchedBatch(self.device, sampled)
+
+    def _forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
+        """Logits [T, V] of all tokens; both arguments are [1, T]."""
+        with forward_context(PagedContext(batch, self._caches)):
+            logits: torch.Tensor = self._model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits[
+                0
+            ]
+        return logits
 
 
 def _probe_shapes(model: PreTrainedModel) -> dict[int, LayerShape]:

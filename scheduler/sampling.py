@@ -79,6 +79,11 @@ def changes_logits(request: Request) -> bool:
     return bool(request.sampling.logit_bias) or _is_young(request) or request.sampling.has_penalties
 
 
+def wants_logits(request: Request) -> bool:
+    """Whether the next token takes more than `sample_rows` with its `row_params`."""
+    return changes_logits(request) or request.matcher is not None or request.sampling.logprobs is not None
+
+
 def _is_young(request: Request) -> bool:
     return request.num_output_tokens < request.sampling.min_tokens
 
