@@ -43,7 +43,7 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.pace = pace
-        self._speculation = speculation
+        self.speculation = speculation
         self.generation_lanes: dict[str, GenerationLane] = {}
         self.embedding_lanes: dict[str, EmbeddingLane] = {}
         self._lane_of: dict[str, Lane] = {}
@@ -220,10 +220,10 @@ class Scheduler:
             if preempted_meanwhile or request.awaits_token or request.num_tokens - request.num_computed_tokens != 1:
                 continue
             drafts: list[int] = []
-            if self._speculation and self._speculation.is_open_to(request):
+            if self.speculation and self.speculation.is_open_to(request):
                 room = step.room_for_drafts(len(running))
                 num_rows = max(len(lane.running), step.num_tokens_of(lane.model)) + 1
-                drafts = self._speculation.guess(request, room, self.pace.share_of_rows(lane.model, num_rows))
+                drafts = self.speculation.guess(request, room, self.pace.share_of_rows(lane.model, num_rows))
                 if drafts and request.num_pending_tokens:
                     continue  # guesses follow a token that the host knows
             if drafts and lane.kv.can_grow(request, len(drafts)):

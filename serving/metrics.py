@@ -194,4 +194,6 @@ _COUNTERS: _Rows = (
     ("vllm:prefix_cache_queries", "Prompt tokens looked up in the prefix cache.", lambda s: s.prefix_cache_queries),
     ("vllm:prefix_cache_hits", "Prompt tokens found in the prefix cache.", lambda s: s.prefix_cache_hits),
     ("vllm:num_preemptions", "Preemptions.", lambda s: s.num_preemptions),
+    ("vllm:spec_decode_num_draft_tokens", "Guessed tokens that were computed.", lambda s: s.draft_tokens),
+    ("vllm:spec_decode_num_accepted_tokens", "Guessed tokens that were right.", lambda s: s.accepted_draft_tokens),
 )

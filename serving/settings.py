@@ -115,6 +115,14 @@ class Settings(BaseSettings):
         json_schema_extra=_metavar("MS"),
     )
     enable_prefix_caching: bool = Field(default=True, description="let requests share the computed parts of prompts")
+    speculation: Literal["off", "ngram"] = Field(
+        default="off",
+        description="ngram: guess tokens from what followed the last ones earlier in the text, and compute them "
+        "together where that pays; the output is the same, sooner where text repeats itself",
+    )
+    num_draft_tokens: int = Field(default=4, ge=1, le=16, description="guessed tokens of a request in one step")
+    min_ngram: int = Field(default=2, ge=1, le=16, description="last tokens that must have come before for a guess")
+    max_ngram: int = Field(default=4, ge=1, le=16, description="longest run of last tokens that is looked for")
     num_threads: int = Field(
         default=0, ge=0, le=1024, description="CPU threads of one operation; 0: one a physical core"
     )
@@ -203,6 +211,12 @@ class Settings(BaseSettings):
             raise ValueError(f"served_model_name needs exactly one model, but {len(self.models)} are named")
         return self
 
+    @model_validator(mode="after")
+    def _check_ngrams(self) -> "Settings":
+        if self.min_ngram > self.max_ngram:
+            raise ValueError(f"min_ngram is {self.min_ngram}, more than max_ngram, {self.max_ngram}")
+        return self
+
     def loading_policy(self) -> LoadingPolicy:
         """What may be loaded, and for how long it stays."""
         return LoadingPolicy(self.jit, self.idle_ttl, self.max_resident_models)
@@ -232,6 +246,10 @@ class Settings(BaseSettings):
             max_num_batched_tokens=self.max_num_batched_tokens,
             itl_target_ms=-1 if self.itl_target is None else self.itl_target,
             enable_prefix_caching=self.enable_prefix_caching,
+            speculation=self.speculation,
+            num_draft_tokens=self.num_draft_tokens,
+            min_ngram=self.min_ngram,
+            max_ngram=self.max_ngram,
             num_threads=self.num_threads,
         )
 

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def eager(engine: Engine) -> Engine:
-    engine.scheduler._speculation = Eager(num_tokens=4, min_ngram=1, max_ngram=3)
+    engine.scheduler.speculation = Eager(num_tokens=4, min_ngram=1, max_ngram=3)
     return engine
 
 

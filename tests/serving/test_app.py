@@ -46,6 +46,8 @@ async def test_metrics_show_engine_and_front() -> None:
             ("vllm:prefix_cache_queries_total", 40),
             ("vllm:prefix_cache_hits_total", 10),
             ("vllm:num_preemptions_total", 3),
+            ("vllm:spec_decode_num_draft_tokens_total", 20),
+            ("vllm:spec_decode_num_accepted_tokens_total", 15),
             ("vllm:time_to_first_token_seconds_count", 2),
             ("vllm:e2e_request_latency_seconds_count", 2),
             ("vllm:request_queue_time_seconds_count", 1),

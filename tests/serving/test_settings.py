@@ -53,6 +53,10 @@ def test_every_engine_setting_reaches_the_engine() -> None:
         "max_num_batched_tokens": "99",
         "itl_target": "0",
         "enable_prefix_caching": False,
+        "speculation": "ngram",
+        "num_draft_tokens": "5",
+        "min_ngram": "1",
+        "max_ngram": "3",
         "num_threads": "3",
     }
     assert load_settings(flags).engine_config() == EngineConfig(
@@ -63,6 +67,10 @@ def test_every_engine_setting_reaches_the_engine() -> None:
         max_num_batched_tokens=99,
         itl_target_ms=0,
         enable_prefix_caching=False,
+        speculation="ngram",
+        num_draft_tokens=5,
+        min_ngram=1,
+        max_ngram=3,
         num_threads=3,
     )
 
@@ -71,6 +79,7 @@ def test_every_engine_setting_reaches_the_engine() -> None:
     ("flags", "message"),
     [
         ({"port": "65536"}, "port is '65536': input should be less than or equal to 65535"),
+        ({"min_ngram": "5"}, "min_ngram is 5, more than max_ngram, 4"),
         ({"port": "-1"}, "port is '-1': input should be greater than or equal to 0"),
         ({"device": "tpu"}, "device is 'tpu': input should be 'auto', 'cuda' or 'cpu'"),
         ({"block_size": "24"}, "block_size is '24': must be a power of two, such as 16"),
