@@ -246,7 +246,8 @@ class Engine:
         """Launch the next step, and collect what the device has finished.
 
         With `overlap` that is the step before: the host gets the next one ready while the device computes, and a step
-        may come without results. Without it, it is the same step.
+        may come without results. Without it, and where texts are to be computed, which the host waits for, it is the
+        same step.
         """
         started = time.perf_counter()
         plan = self.scheduler.schedule()
@@ -263,6 +264,8 @@ class Engine:
                 outputs += self._collect_all()
         for launch in in_flight:
             outputs += self._collect(launch)
+        if plan.embedding:
+            outputs += self._collect_all()
         for embedding_batch in plan.embedding:
             embeddings += self._run_embedding(embedding_batch)
         return StepResult(outputs, embeddings, time.perf_counter() - started, plan.num_batched_tokens)

@@ -20,6 +20,7 @@ from .masks import PendingMasks
 from .request import Request
 from .results import PromptSpan, RowLogprobs, SampledRows
 from .sampling_params import SamplingParams
+from .staging import upload
 
 _MIN_TEMPERATURE = 1e-30  # less is not a normal float32, and already the argmax
 
@@ -229,10 +230,10 @@ class Sampler:
     def _pairs(self, rows: list[int], token_ids: list[npt.NDArray[np.int64]]) -> tuple[torch.Tensor, torch.Tensor]:
         """Row and token index of every entry, [N] int64 each."""
         index = np.repeat(np.array(rows, np.int64), [len(ids) for ids in token_ids])
-        return torch.from_numpy(index).to(self._device), self._upload(token_ids)
+        return self._upload([index]), self._upload(token_ids)
 
     def _upload(self, arrays: Sequence[npt.NDArray[np.generic]]) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate(arrays)).to(self._device)
+        return upload([np.concatenate(arrays)], self._device)[0]
 
 
 def _logprobs(logits: torch.Tensor, token_ids: torch.Tensor, numbers: list[int]) -> RowLogprobs:
