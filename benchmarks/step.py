@@ -3,7 +3,8 @@
     python benchmarks/step.py MODEL_FOLDER
 
 A step is measured twice: as it is, and with clocks around its parts, each of which counts its own time and not that of
-the parts inside it. The best step of each kind counts, because other work on the machine only ever adds time.
+the parts inside it. Where all layers are one native call, the clocks see them as one part; `--apart` runs their
+operations one by one. The best step of each kind counts, because other work on the machine only ever adds time.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from unittest import mock
 import numpy as np
 import torch
 
+from penstock.kernels import decoder_layers_native
 from penstock.kernels.attention import AttentionBatch
 from penstock.scheduler import batch, context, engine, runner
 from penstock.scheduler.config import EngineConfig, ModelSpec
@@ -32,6 +34,7 @@ PARTS: dict[str, list[tuple[Any, str]]] = {
     "schedule": [(Scheduler, "schedule")],
     "inputs": [(runner, "build_inputs"), (AttentionBatch, "build"), (batch, "build_inputs")],
     "forward, around the layers": [(runner.GenerationRunner, "_run")],
+    "layers, as one native call": [(decoder_layers_native.NativeDecoder, "run")],
     "layers, around their parts": [(fused_layer.FusedDecoderLayer, "forward")],
     "linears": [(linear.PackedLinear, "forward"), (linear.PackedLinear, "forward_add")],
     "attention": [(context, "paged_attention"), (context, "cached_attention")],
@@ -90,11 +93,14 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, default=512, help="prompt tokens of a step that computes nothing else")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--apart", action="store_true", help="the layers' operations one by one")
     arguments = parser.parse_args()
     config = EngineConfig(
         device="auto", kv_cache_memory=256 << 20, num_threads=arguments.threads, max_num_batched_tokens=2048
     )
     model = load_runner(ModelSpec("m", arguments.folder, "generate", dtype=arguments.dtype), config)
+    if arguments.apart:
+        model._model.base_model._native = None
     made = engine.Engine(config)
     made.install(model)
     columns = {}

@@ -2,6 +2,7 @@
  *
  * Legend: T packed tokens, R rows (requests), H query heads, K kv heads, D head dim (Dv of the values), S block size. */
 
+#include "attention_call.h"
 #include "attention_native.h"
 
 #include <omp.h>
@@ -11,24 +12,6 @@
 #include "attention_tile.h"
 #define FLOAT32 1
 #include "attention_tile.h"
-
-/* Mirrored by attention_native.py; strides count elements. */
-typedef struct {
-    const void *query;                    /* [T, H, D] */
-    const void *key_cache, *value_cache;  /* [B, K, S, D], [B, K, S, Dv]: each [K, S, D] contiguous */
-    void *output;                         /* [T, H, Dv] contiguous */
-    const float *sinks;                   /* [H] or NULL */
-    const int32_t *block_table;           /* [R, any] */
-    const int32_t *seq_lens;              /* [R] */
-    const int32_t *query_start_loc;       /* [R + 1] */
-    int64_t query_token_stride, query_head_stride;
-    int64_t key_block_stride, value_block_stride;
-    int64_t block_table_stride;
-    int32_t num_rows, num_heads, num_kv_heads, head_dim, value_head_dim, block_size;
-    int32_t window; /* newest keys a token sees, 0: all */
-    int32_t is_float32;
-    float scale, softcap;
-} Attention;
 
 /* Some tokens of a row and the query heads of one kv head, over some chunks of keys. */
 typedef struct {
@@ -45,14 +28,17 @@ typedef struct {
     int32_t num_states;
 } Split;
 
-typedef struct {
+typedef AttentionPlan Plan;
+
+struct attention_plan {
     Item *items;    /* largest first */
     Item *unsorted; /* as they are found */
     Split *splits;
     float *states; /* of the parts, `state_floats` each */
     int32_t num_items, num_splits, num_states;
     int64_t cost;
-} Plan;
+    int32_t taken; /* items that some thread has begun, or will do next */
+};
 
 enum { MAX_SPLITS = 64 };
 
@@ -247,36 +233,55 @@ static void join_parts(const Attention *call, const Plan *plan, const Split *spl
 }
 
 /* The next item for a thread, NULL if there is none. */
-static const Item *take_item(const Plan *plan, int32_t *taken) {
+static const Item *take_item(Plan *plan) {
     int32_t index;
 #pragma omp atomic capture
-    index = (*taken)++;
+    index = plan->taken++;
     return index < plan->num_items ? &plan->items[index] : NULL;
+}
+
+AttentionPlan *attention_plan(const Attention *call, int num_threads) {
+    Plan *plan = calloc(1, sizeof(*plan));
+    if (plan != NULL && make_plan(call, num_threads, plan)) {
+        attention_plan_free(plan);
+        return NULL;
+    }
+    return plan;
+}
+
+void attention_plan_free(AttentionPlan *plan) {
+    if (plan == NULL)
+        return;
+    free_plan(plan);
+    free(plan);
+}
+
+void attention_in_team(const Attention *call, AttentionPlan *plan) {
+    Workspace work;
+    const Item *item = take_item(plan);
+    while (item != NULL) {
+        const Item *next = take_item(plan);
+        attend_item(call, plan, item, next, &work);
+        item = next;
+    }
+#pragma omp barrier
+    /* Any use of the plan for another layer comes behind another barrier. */
+#pragma omp master
+    plan->taken = 0;
+    if (plan->num_splits) {
+#pragma omp for schedule(dynamic, 1)
+        for (int32_t i = 0; i < plan->num_splits; i++)
+            join_parts(call, plan, &plan->splits[i]);
+    }
 }
 
 /* Returns 0, or -1 if there is no memory. */
 int penstock_attention(const Attention *call) {
-    Plan plan = {0};
-    const int failed = make_plan(call, omp_get_max_threads(), &plan);
-    if (!failed) {
-        int32_t taken = 0; /* items that some thread has begun, or will do next */
-#pragma omp parallel if (plan.cost > MIN_SHARED_COST)
-        {
-            Workspace work;
-            const Item *item = take_item(&plan, &taken);
-            while (item != NULL) {
-                const Item *next = take_item(&plan, &taken);
-                attend_item(call, &plan, item, next, &work);
-                item = next;
-            }
-            if (plan.num_splits) {
-#pragma omp barrier
-#pragma omp for schedule(dynamic, 1) nowait
-                for (int32_t i = 0; i < plan.num_splits; i++)
-                    join_parts(call, &plan, &plan.splits[i]);
-            }
-        }
-    }
-    free_plan(&plan);
-    return failed;
+    Plan *plan = attention_plan(call, omp_get_max_threads());
+    if (plan == NULL)
+        return -1;
+#pragma omp parallel if (plan->cost > MIN_SHARED_COST)
+    attention_in_team(call, plan);
+    attention_plan_free(plan);
+    return 0;
 }

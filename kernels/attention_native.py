@@ -21,8 +21,8 @@ _MAX_HEAD_DIM = 256
 _MAX_GROUP = 96
 
 
-class _Call(ctypes.Structure):
-    """`Attention` of attention_native.c."""
+class Call(ctypes.Structure):
+    """`Attention` of attention_call.h."""
 
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("query", "key_cache", "value_cache", "output", "sinks")),
@@ -35,7 +35,7 @@ class _Call(ctypes.Structure):
     )
 
 
-class _LayerKind(NamedTuple):
+class LayerKind(NamedTuple):
     """Everything about a layer that its call has in common with those of other layers in a step."""
 
     query_shape: torch.Size
@@ -74,7 +74,7 @@ def attend(
     """`cached_attention` where `can_attend`; same arguments, same result."""
     if query.stride(2) != 1:
         query = query.contiguous()
-    kind = _LayerKind(
+    kind = LayerKind(
         query.shape,
         query.stride(),
         key_cache.shape,
@@ -85,10 +85,10 @@ def attend(
         sliding_window,
         softcap,
     )
-    call: _Call | None = batch.plans.get(kind)
+    call: Call | None = batch.plans.get(kind)
     if call is None:
         check_attention(query, key_cache, value_cache, batch.slot_mapping.shape[0], batch.block_size, sinks)
-        call = batch.plans[kind] = _prepare(kind, query.dtype, batch)
+        call = batch.plans[kind] = prepare(kind, query.dtype, batch)
     output = query.new_empty(query.shape[0], query.shape[1], value_cache.shape[3])
     if sinks is not None:
         sinks = sinks.float().contiguous()
@@ -100,10 +100,10 @@ def attend(
     return output
 
 
-def _prepare(kind: _LayerKind, dtype: torch.dtype, batch: AttentionBatch) -> _Call:
+def prepare(kind: LayerKind, dtype: torch.dtype, batch: AttentionBatch) -> Call:
     """The call, but for the pointers of a layer."""
     _, num_kv_heads, block_size, head_dim = kind.key_shape
-    return _Call(
+    return Call(
         block_table=batch.block_table.data_ptr(),
         seq_lens=batch.seq_lens.data_ptr(),
         query_start_loc=batch.query_start_loc.data_ptr(),

@@ -15,7 +15,7 @@ from pydantic import ByteSize, Field, ValidationError, field_validator, model_va
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from penstock.scheduler.config import DeviceName, DtypeName, EngineConfig, ModelKind, ModelSpec, Quantization
+from penstock.scheduler.config import DeviceName, DtypeName, EngineConfig, ModelKind, ModelSpec
 
 from .shelf.card import ModelCard
 from .shelf.residency import LoadingPolicy
@@ -91,10 +91,6 @@ class Settings(BaseSettings):
     device: DeviceName = Field(default="auto", description="where the models run; auto: the GPU if there is one")
     dtype: DtypeName = Field(
         default="auto", description="number format of the weights; auto: what suits the model and the device"
-    )
-    quantization: Quantization = Field(
-        default="none",
-        description="int8: linear layers of chat models in 8 bits, faster and less exact; on CPUs with avx512_bf16",
     )
     max_model_len: int = Field(
         default=0, ge=0, description="longest prompt and output together, in tokens; 0: what the model allows"
@@ -236,7 +232,6 @@ class Settings(BaseSettings):
             path=str(card.folder),
             kind=card.kind,
             dtype=self.dtype,
-            quantization=self.quantization if card.kind == "generate" else "none",
             max_model_len=self.max_model_len if card.kind == "generate" else 0,
             trust_remote_code=self.trust_remote_code,
         )

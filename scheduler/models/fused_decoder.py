@@ -11,7 +11,9 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from ..context import Trial, forward_context
+from penstock.kernels.decoder_layers_native import NativeDecoder, can_run
+
+from ..context import PagedContext, Trial, current_context, forward_context
 from .fused_layer import FusedDecoderLayer
 from .rms_norm import RMSNorm, fast_rms_norm
 
@@ -34,6 +36,10 @@ class FusedDecoder(nn.Module):
         self.layers: nn.ModuleList = decoder.layers
         self.rotary_emb: nn.Module = decoder.rotary_emb
         self.norm = norm
+        layers = [layer.describe() for layer in decoder.layers]
+        described = [layer for layer in layers if layer is not None]
+        self._native = NativeDecoder(described) if len(described) == len(layers) and can_run(described) else None
+        self._layer_indices = [layer.layer_idx for layer in decoder.layers]
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **others: Any) -> BaseModelOutputWithPast:
         """The hidden states [1, T, E] of packed tokens; both arguments are [1, T] int64."""
@@ -41,10 +47,20 @@ class FusedDecoder(nn.Module):
         if refused:
             raise ValueError(f"a served model gets token ids and positions, and no {' or '.join(refused)}")
         states = self.embed_tokens(input_ids)  # [1, T, E]
-        positions = self.rotary_emb(states, position_ids)  # cosines and sines, [1, T, D] each
+        cos, sin = self.rotary_emb(states, position_ids)  # [1, T, D] each
+        return BaseModelOutputWithPast(last_hidden_state=self.norm(self._run_layers(states, cos, sin)))
+
+    def _run_layers(self, states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+        """[1, T, E] to [1, T, E], in one native call for a step over a cache that it can use."""
+        context = current_context()
+        if self._native is not None and isinstance(context, PagedContext):
+            caches = [(cache.key, cache.value) for cache in map(context.caches.__getitem__, self._layer_indices)]
+            if self._native.use_caches(caches) and cos.dtype == states.dtype:
+                context.layers_run += self._layer_indices
+                return self._native.run(states[0], cos[0].contiguous(), sin[0].contiguous(), context.batch).unsqueeze(0)
         for layer in self.layers:
-            states = layer.forward(states, position_embeddings=positions)
-        return BaseModelOutputWithPast(last_hidden_state=self.norm(states))
+            states = layer.forward(states, position_embeddings=(cos, sin))
+        return states
 
 
 def fuse_decoder(model: PreTrainedModel) -> None:

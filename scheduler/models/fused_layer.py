@@ -17,6 +17,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import SiLUActivation
 
+from penstock.kernels.decoder_layers import DecoderLayer
 from penstock.kernels.rope import rope_cache_write
 from penstock.kernels.silu_mul import silu_mul
 
@@ -51,6 +52,7 @@ class FusedDecoderLayer(nn.Module):
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         self._call = call
+        self.layer_idx = call.layer_idx
         projections = [getattr(attention, name) for name in ("q_proj", "k_proj", "v_proj")]
         self._num_heads, self._num_kv_heads, _ = (linear.out_features // attention.head_dim for linear in projections)
         # [num heads of all three, D]
@@ -92,6 +94,33 @@ class FusedDecoderLayer(nn.Module):
         states = _linear_add(self.o_proj, attended.view(num_tokens, -1), states)
         gate_up = self.gate_up_proj(self.post_attention_layernorm(states))  # [T, 2F]
         return _linear_add(self.down_proj, self._gate(gate_up), states).unsqueeze(0)
+
+    def describe(self) -> DecoderLayer | None:
+        """The layer for `kernels.decoder_layers`; None if it is none of Llama's kind, packed for the CPU."""
+        linears = (self.qkv_proj, self.o_proj, self.gate_up_proj, self.down_proj)
+        packed = [linear.packed for linear in linears if isinstance(linear, PackedLinear)]
+        if len(packed) < len(linears) or not self._is_silu:
+            return None
+        qkv, output, gate_up, down = packed
+        query, key = self._q_norm, self._k_norm
+        return DecoderLayer(
+            input_norm=self.input_layernorm.weight,
+            input_eps=self.input_layernorm.eps,
+            qkv=qkv,
+            num_heads=self._num_heads,
+            num_kv_heads=self._num_kv_heads,
+            q_norm=None if query is None else query.weight,
+            k_norm=None if key is None else key.weight,
+            head_eps=0.0 if query is None else query.eps,
+            scale=self._call.scale,
+            sliding_window=self._call.sliding_window,
+            softcap=self._call.softcap,
+            output=output,
+            post_attention_norm=self.post_attention_layernorm.weight,
+            post_attention_eps=self.post_attention_layernorm.eps,
+            gate_up=gate_up,
+            down=down,
+        )
 
     def _store(
         self,
