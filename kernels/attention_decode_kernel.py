@@ -1,8 +1,9 @@
-"""Triton attention of rows with one token over the paged cache, all programs with an equal share of the keys.
+"""Triton attention of rows with few tokens over the paged cache, all programs with an equal share of the keys.
 
-At decode the keys are read once and hardly computed with, so speed is memory bandwidth. The query heads of one kv head
-share each key as the rows of one matrix product. The keys of all rows and kv heads, cut into tiles, are one long line
-that is dealt out evenly: a program takes a run of tiles, whether that is a piece of one long row or many short ones.
+At decode the keys are read once and hardly computed with, so speed is memory bandwidth. The query heads of one kv
+head, and the few tokens of a row that verifies guesses, share each key as the rows of one matrix product. The keys of
+all rows and kv heads, cut into tiles, are one long line that is dealt out evenly: a program takes a run of tiles,
+whether that is a piece of one long row or many short ones.
 
     tiles     | row 0, head 0   | row 0, head 1   | row 1, 0 | row 1, 1 | ...      a segment: one row and kv head
     programs  | 0        | 1        | 2        | 3        | 4        |             the share of each
@@ -14,8 +15,8 @@ The grid depends on the device alone, and every program works out its share from
 device: a captured graph serves whatever lengths it is replayed with. How a segment is cut, and so the last bits of its
 output, depends on the other rows of the batch.
 
-Legend: R decode rows, H query heads, K kv heads, G = H / K, D head dim (Dv of the values), B blocks, S block size, P
-programs.
+Legend: T packed tokens, R rows, H query heads, K kv heads, G = H / K, D head dim (Dv of the values), B blocks, S block
+size, P programs.
 """
 
 # Arguments of Triton kernels are device pointers and numbers, for which Python has no types.
@@ -36,7 +37,8 @@ def _write_output(
     output,
     sinks,
     value_scale,
-    row,
+    first_token,
+    query_len,
     kv_head,
     peak,
     total,
@@ -51,11 +53,12 @@ def _write_output(
     LOG2_E: tl.constexpr,
 ):
     """Divide by the softmax's denominator and store one segment; `accumulator` is [ROWS, BLOCK_DV]."""
-    group = tl.arange(0, ROWS)
+    member = tl.arange(0, ROWS)
     value_dim = tl.arange(0, BLOCK_DV)
-    head = kv_head * GROUP + group
+    head = kv_head * GROUP + member % GROUP
+    inside = member < GROUP * query_len
     if SINKS:
-        sink = tl.load(sinks + head, mask=group < GROUP, other=0.0).to(tl.float32) * LOG2_E
+        sink = tl.load(sinks + head, mask=inside, other=0.0).to(tl.float32) * LOG2_E
         new_peak = tl.maximum(peak, sink)
         shrink = tl.exp2(peak - new_peak)
         total = total * shrink + tl.exp2(sink - new_peak)
@@ -63,11 +66,11 @@ def _write_output(
     result = accumulator / tl.where(total == 0.0, 1.0, total)[:, None]
     if SCALED:
         result = result * tl.load(value_scale + kv_head)
-    place = (row.to(tl.int64) * (NUM_KV_HEADS * GROUP) + head) * VALUE_HEAD_DIM
+    place = ((first_token + member // GROUP) * (NUM_KV_HEADS * GROUP) + head) * VALUE_HEAD_DIM
     tl.store(
         output + place[:, None] + value_dim[None, :],
         result,
-        mask=(group < GROUP)[:, None] & (value_dim < VALUE_HEAD_DIM)[None, :],
+        mask=inside[:, None] & (value_dim < VALUE_HEAD_DIM)[None, :],
     )
 
 
@@ -78,14 +81,14 @@ def _combine(
     segment,
     segment_end,
     share,
-    GROUP: tl.constexpr,
+    MEMBERS: tl.constexpr,
     VALUE_HEAD_DIM: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_DV: tl.constexpr,
     PARTS: tl.constexpr,
 ):
     """Put the parts of a segment together: peak and total [ROWS] and accumulator [ROWS, BLOCK_DV]."""
-    group = tl.arange(0, ROWS)
+    member = tl.arange(0, ROWS)
     value_dim = tl.arange(0, BLOCK_DV)
     peak = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
@@ -95,8 +98,8 @@ def _combine(
         program = first + tl.arange(0, PARTS)
         # Only the first of a segment's programs may have begun with another one.
         slot = program * 2 + (segment > program * share).to(tl.int32)
-        place = slot[:, None] * GROUP + group[None, :]  # [PARTS, ROWS]
-        mask = (program <= last)[:, None] & (group < GROUP)[None, :]
+        place = slot[:, None] * MEMBERS + member[None, :]  # [PARTS, ROWS]
+        mask = (program <= last)[:, None] & (member < MEMBERS)[None, :]
         # Not through the processor's own cache, which knows nothing of what other processors have written.
         lse = tl.load(part_lse + place, mask=mask, other=float("-inf"), cache_modifier=".cg")
         part = tl.load(
@@ -106,7 +109,7 @@ def _combine(
             cache_modifier=".cg",
         )  # [PARTS, ROWS, BLOCK_DV]
         new_peak = tl.maximum(peak, tl.max(lse, 0))
-        base = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # heads that only pad ROWS have none
+        base = tl.where(new_peak == float("-inf"), 0.0, new_peak)  # what only pads ROWS has none
         shrink = tl.exp2(peak - base)
         weight = tl.exp2(lse - base[None, :])
         total = total * shrink + tl.sum(weight, 0)
@@ -117,7 +120,7 @@ def _combine(
 
 @triton.jit(
     do_not_specialize=["num_rows", "block_table_stride"],
-    do_not_specialize_on_alignment=["block_table", "seq_lens"],
+    do_not_specialize_on_alignment=["block_table", "seq_lens", "query_start_loc"],
 )
 def decode_kernel(
     query,
@@ -125,6 +128,7 @@ def decode_kernel(
     value_cache,
     block_table,
     seq_lens,
+    query_start_loc,
     sinks,
     key_scale,
     value_scale,
@@ -144,6 +148,7 @@ def decode_kernel(
     value_stride_k,
     value_stride_s,
     block_table_stride,
+    TOKENS: tl.constexpr,
     GROUP: tl.constexpr,
     NUM_KV_HEADS: tl.constexpr,
     HEAD_DIM: tl.constexpr,
@@ -163,11 +168,11 @@ def decode_kernel(
     SCALED: tl.constexpr,
     LOG2_E: tl.constexpr,
 ):
-    """Program p of P: its share of the tiles of all rows and kv heads. Writes output [R, H, Dv], contiguous."""
+    """Program p of P: its share of the tiles of all rows and kv heads. Writes output [T, H, Dv], contiguous."""
     index = tl.arange(0, BLOCK_R)
     lens = tl.load(seq_lens + index, mask=index < num_rows, other=0)
     if WINDOW > 0:
-        lens = tl.minimum(lens, WINDOW)
+        lens = tl.minimum(lens, WINDOW + TOKENS - 1)
     # A padding row has one tile, without keys: somebody has to write its zeros.
     tiles = tl.where(index < num_rows, tl.maximum(tl.cdiv(lens, TILE), 1), 0)
     row_ends = tl.cumsum(tiles, 0) * NUM_KV_HEADS
@@ -177,7 +182,8 @@ def decode_kernel(
     tile = program * share
     program_end = tl.minimum(tile + share, num_tiles)
 
-    group = tl.arange(0, BLOCK_G)
+    MEMBERS: tl.constexpr = TOKENS * GROUP
+    member = tl.arange(0, BLOCK_G)  # row of the matrix: token, then head
     dim = tl.arange(0, BLOCK_D)
     value_dim = tl.arange(0, BLOCK_DV)
     while tile < program_end:
@@ -191,13 +197,19 @@ def decode_kernel(
         seq_len = tl.load(seq_lens + row)
         origin = 0  # position of the segment's first key
         if WINDOW > 0:
-            origin = tl.maximum(seq_len - WINDOW, 0)
+            origin = tl.maximum(seq_len - (WINDOW + TOKENS - 1), 0)
+        first_token = row.to(tl.int64)
+        query_len = 1
+        if TOKENS > 1:
+            first_token = tl.load(query_start_loc + row).to(tl.int64)
+            query_len = (tl.load(query_start_loc + row + 1) - first_token).to(tl.int32)
+        query_position = seq_len - query_len + member // GROUP  # [BLOCK_G]
         q = tl.load(
             query
-            + row.to(tl.int64) * query_stride_t
-            + (kv_head * GROUP + group)[:, None] * query_stride_h
+            + ((first_token + member // GROUP) * query_stride_t)[:, None]
+            + ((kv_head * GROUP + member % GROUP) * query_stride_h)[:, None]
             + dim[None, :],
-            mask=(group < GROUP)[:, None] & (dim < HEAD_DIM)[None, :],
+            mask=(member < GROUP * query_len)[:, None] & (dim < HEAD_DIM)[None, :],
             other=0.0,
         )  # [BLOCK_G, BLOCK_D]
         keys = key_cache + kv_head.to(tl.int64) * key_stride_k
@@ -209,8 +221,12 @@ def decode_kernel(
         peak = tl.full([BLOCK_G], float("-inf"), tl.float32)
         total = tl.zeros([BLOCK_G], tl.float32)
         accumulator = tl.zeros([BLOCK_G, BLOCK_DV], tl.float32)
-        full_stop = tl.maximum(tl.minimum(stop, segment + (seq_len - origin) // TILE), tile)
-        for masked in tl.static_range(2):  # tiles that are full, then the row's last if that is not
+        # Keys that all of the row's tokens see; with a window each has an edge of its own.
+        full_tiles = (seq_len - query_len + 1 - origin) // TILE
+        if TOKENS > 1 and WINDOW > 0:
+            full_tiles = 0
+        full_stop = tl.maximum(tl.minimum(stop, segment + full_tiles), tile)
+        for masked in tl.static_range(2):  # tiles that are full, then the row's last ones that are not
             for current in tl.range(
                 full_stop if masked else tile, stop if masked else full_stop, num_stages=1 if masked else None
             ):
@@ -234,9 +250,14 @@ def decode_kernel(
                     scores = softcapped(scores, softcap, LOG2_E)
                 scores = scores * LOG2_E
                 if masked:
-                    scores = tl.where(inside[None, :], scores, float("-inf"))
+                    visible = inside[None, :]
+                    if TOKENS > 1:
+                        visible = visible & (position[None, :] <= query_position[:, None])
+                        if WINDOW > 0:
+                            visible = visible & (position[None, :] > query_position[:, None] - WINDOW)
+                    scores = tl.where(visible, scores, float("-inf"))
                 new_peak = tl.maximum(peak, tl.max(scores, 1))
-                # A padding row has no keys and no peak: -inf - -inf would be NaN.
+                # A padding row has no keys, and a tile perhaps none for some tokens: -inf - -inf would be NaN.
                 base = tl.where(new_peak == float("-inf"), 0.0, new_peak)
                 weights = tl.exp2(scores - base[:, None])
                 shrink = tl.exp2(peak - base)
@@ -250,7 +271,8 @@ def decode_kernel(
                 output,
                 sinks,
                 value_scale,
-                row,
+                first_token,
+                query_len,
                 kv_head,
                 peak,
                 total,
@@ -266,12 +288,12 @@ def decode_kernel(
             )
         else:
             slot = program * 2 + (segment > program * share).to(tl.int32)
-            place = slot * GROUP + group
-            tl.store(part_lse + place, peak + tl.log2(total), mask=group < GROUP)
+            place = slot * MEMBERS + member
+            tl.store(part_lse + place, peak + tl.log2(total), mask=member < MEMBERS)
             tl.store(
                 part_outputs + place[:, None] * VALUE_HEAD_DIM + value_dim[None, :],
-                accumulator / total[:, None],
-                mask=(group < GROUP)[:, None] & (value_dim < VALUE_HEAD_DIM)[None, :],
+                accumulator / tl.where(total == 0.0, 1.0, total)[:, None],
+                mask=(member < MEMBERS)[:, None] & (value_dim < VALUE_HEAD_DIM)[None, :],
             )
             # One thread counts for all of them: what each has stored must come before.
             tl.debug_barrier()
@@ -284,7 +306,7 @@ def decode_kernel(
                     segment,
                     segment_end,
                     share,
-                    GROUP,
+                    MEMBERS,
                     VALUE_HEAD_DIM,
                     ROWS,
                     BLOCK_DV,
@@ -294,7 +316,8 @@ def decode_kernel(
                     output,
                     sinks,
                     value_scale,
-                    row,
+                    first_token,
+                    query_len,
                     kv_head,
                     whole_peak,
                     whole_total,

@@ -3,7 +3,7 @@
 import torch
 
 from .attention_batch import AttentionBatch
-from .attention_decode import attend_decode
+from .attention_decode import attend_decode, num_rows_with_few_tokens
 from .attention_prefill import attend_prefill
 from .checks import check_attention
 from .quantize_fp8 import FP8
@@ -33,11 +33,12 @@ def attend(
     query = query if query.stride(-1) == 1 else query.contiguous()
     output = query.new_empty(num_tokens, query.shape[1], value_cache.shape[3])
     options = (scale, sliding_window, softcap, sinks)
-    if batch.num_decodes:
+    num_decodes = num_rows_with_few_tokens(batch, query.shape[1] // key_cache.shape[1])
+    if num_decodes:
         attend_decode(
             query, key_cache, value_cache, batch, output, *options, key_scale=key_scale, value_scale=value_scale
         )
-    if batch.seq_lens.shape[0] > batch.num_decodes:
+    if batch.seq_lens.shape[0] > num_decodes:
         attend_prefill(
             query, key_cache, value_cache, batch, output, *options, key_scale=key_scale, value_scale=value_scale
         )

@@ -25,17 +25,19 @@ def compile_decode() -> None:
     from penstock.kernels.attention_decode import parts_at_once
     from penstock.kernels.attention_decode_kernel import decode_kernel
 
-    for dtype, cache_dtype, head_dim, value_head_dim, group, options in (
-        (BF16, BF16, 64, 64, 3, PLAIN),
-        (BF16, BF16, 128, 128, 4, PLAIN),
-        (BF16, BF16, 128, 128, 16, FULL),
-        (BF16, BF16, 192, 128, 1, PLAIN),
-        (BF16, FP8, 128, 128, 4, PLAIN),
-        (FP32, FP32, 80, 80, 4, PLAIN),
+    for dtype, cache_dtype, head_dim, value_head_dim, group, tokens, options in (
+        (BF16, BF16, 64, 64, 3, 1, PLAIN),
+        (BF16, BF16, 128, 128, 4, 1, PLAIN),
+        (BF16, BF16, 128, 128, 4, 8, PLAIN),
+        (BF16, BF16, 128, 128, 16, 1, FULL),
+        (BF16, BF16, 192, 128, 1, 1, PLAIN),
+        (BF16, FP8, 128, 128, 4, 1, PLAIN),
+        (FP32, FP32, 80, 80, 4, 1, PLAIN),
     ):
         config = decode_config(max(head_dim, value_head_dim), cache_dtype)
-        rows = next_power_of_2(group)
+        rows = next_power_of_2(tokens * group)
         constants = options | {
+            "TOKENS": tokens,
             "GROUP": group,
             "NUM_KV_HEADS": 8,
             "HEAD_DIM": head_dim,
@@ -54,7 +56,7 @@ def compile_decode() -> None:
         dtypes = dict.fromkeys(("query", "output", "sinks"), dtype)
         dtypes |= dict.fromkeys(("key_cache", "value_cache"), cache_dtype)
         dtypes |= dict.fromkeys(("part_outputs", "part_lse", "key_scale", "value_scale"), FP32)
-        dtypes |= dict.fromkeys(("block_table", "seq_lens", "counters"), INT32)
+        dtypes |= dict.fromkeys(("block_table", "seq_lens", "query_start_loc", "counters"), INT32)
         done = compile_kernel(decode_kernel, dtypes, constants, config.num_warps, config.num_stages)
         assert done.shared * config.programs_per_processor <= MAX_SHARED
         assert done.registers * config.num_warps * 32 * config.programs_per_processor <= 65536

@@ -32,6 +32,18 @@ def errors_of_replays(config: DecodeConfig | None) -> list[float]:
     return errors
 
 
+def error_with_few_tokens(case: Case) -> float:
+    """Error of rows of a few tokens, among them some whose tokens lie in several tiles."""
+    from penstock.kernels.attention_decode import attend_decode
+
+    inputs = make_inputs(case)
+    write(inputs)
+    options = (0.2, case.window, case.softcap, inputs.sinks)
+    output = inputs.query.new_full((*inputs.query.shape[:2], case.heads[3]), torch.nan)
+    attend_decode(*inputs.attended, output, *options, config=DecodeConfig(16, 1, 10, 4, 2))
+    return difference(output, attend_reference(*inputs.attended, *options))
+
+
 def error_of_float8_caches() -> float:
     """Error of attention over caches of float8, from that over the same numbers in float16."""
     from penstock.kernels.attention_decode import attend_decode
@@ -62,6 +74,14 @@ def process() -> Iterator[Executor]:
 @pytest.mark.parametrize("config", [None, DecodeConfig(64, 99, 1, 4, 2), DecodeConfig(16, 1, 12, 4, 2)], ids=str)
 def test_lengths_are_read_at_each_replay(process: Executor, config: DecodeConfig | None) -> None:
     assert max(process.submit(errors_of_replays, config).result()) <= 1e-5
+
+
+@pytest.mark.parametrize("window", [None, 3, 40])
+def test_rows_of_a_few_tokens_are_decode_rows(process: Executor, window: int | None) -> None:
+    rows = ((0, 1), (200, 1), (30, 5), (0, 3), (129, 2), (62, 8), (0, 1))
+    softcap, sinks = (5.0, True) if window else (None, False)
+    case = Case(rows, heads=(6, 2, 32, 16), window=window, softcap=softcap, sinks=sinks)
+    assert process.submit(error_with_few_tokens, case).result() <= 1e-5
 
 
 def test_float8_caches_are_scaled(process: Executor) -> None:
