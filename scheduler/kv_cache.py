@@ -66,14 +66,16 @@ class KVCacheManager:
 
     def can_grow(self, request: Request, num_drafts: int = 0) -> bool:
         """Whether a running request's newest token, and guesses after it, have blocks, or they are free for them."""
-        return self.pool.can_take(self._num_missing(request, num_drafts))
+        num_missing = self._num_missing(request, num_drafts)
+        return num_missing == 0 or self.pool.can_take(num_missing)
 
     def grow(self, request: Request, num_drafts: int = 0) -> None:
         """Give a running request the blocks its newest tokens, and guesses after them, need; `can_grow` was true.
 
         What wrong guesses took is kept for the tokens that come instead.
         """
-        self._take(request, self._num_missing(request, num_drafts))
+        if num_missing := self._num_missing(request, num_drafts):
+            self._take(request, num_missing)
 
     def remember(self, request: Request, num_tokens: int) -> None:
         """Let others share the request's full blocks among its first `num_tokens` tokens.
@@ -115,7 +117,8 @@ class KVCacheManager:
         self.pool = BlockPool(arena, self.pool.block_bytes, self.prefix_cache.forget)
 
     def _num_missing(self, request: Request, num_drafts: int) -> int:
-        return max(0, self.num_blocks_for(request.num_tokens + num_drafts) - len(request.block_ids))
+        num_beyond = request.num_tokens + num_drafts - len(request.block_ids) * self.block_size
+        return -(-num_beyond // self.block_size) if num_beyond > 0 else 0
 
     def _take(self, request: Request, num_blocks: int) -> None:
         request.block_ids += self.pool.take(num_blocks)

@@ -102,7 +102,7 @@ class Request:
     @property
     def num_output_tokens(self) -> int:
         """Generated tokens, those on the device included."""
-        return self.num_tokens - len(self.prompt_token_ids)
+        return len(self.token_ids) + self.num_pending_tokens - len(self.prompt_token_ids)
 
     @property
     def awaits_token(self) -> bool:

@@ -217,7 +217,7 @@ class Scheduler:
         """Rows for the running requests that need a single token."""
         for lane, request in running:
             preempted_meanwhile = request.status is not RequestStatus.RUNNING
-            if preempted_meanwhile or request.awaits_token or request.num_tokens - request.num_computed_tokens != 1:
+            if preempted_meanwhile or request.num_tokens - request.num_computed_tokens != 1 or request.awaits_token:
                 continue
             drafts: list[int] = []
             if self.speculation and self.speculation.is_open_to(request):
