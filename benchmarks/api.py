@@ -18,13 +18,18 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+from matplotlib import pyplot
 from rich.console import Console
 from rich.table import Table
 
+from penstock.serving.bench.machine import this_machine
+
 HERE = Path(__file__).parent
+RESULTS = HERE / "results"
 MODEL = "smollm2-135m-instruct"
 PROMPT = "Water under pressure turns the wheel that lights the lamps of the town at night, " * 4
 PATHS = {"chat": "/v1/chat/completions", "completions": "/v1/completions", "responses": "/v1/responses"}
@@ -187,7 +192,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=6000, help="tokens a second that the worker makes")
     parser.add_argument("--seconds", type=float, default=5)
     parser.add_argument("--api-processes", type=int, default=1)
-    parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--name", help="of the result and its plot in benchmarks/results; without it: none")
     options = parser.parse_args()
     table = Table("endpoint", "streams", "tokens", "tokens/s", "frames/CPU s", "requests/CPU s", "events/token")
     rows = []
@@ -206,8 +211,28 @@ def main() -> None:
                     f"{row.events / row.tokens:.2f}",
                 )
     Console().print(table)
-    if options.json:
-        options.json.write_text(json.dumps({"command": sys.argv, "rows": [asdict(row) for row in rows]}, indent=1))
+    if options.name:
+        document = {
+            "command": " ".join(["python", "benchmarks/api.py", *sys.argv[1:]]),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": asdict(this_machine()),
+            "rows": [asdict(row) for row in rows],
+        }
+        (RESULTS / f"{options.name}.json").write_text(json.dumps(document, indent=1) + "\n")
+        plot(rows, RESULTS / f"{options.name}.png")
+
+
+def plot(rows: list[Row], file: Path) -> None:
+    """What a token costs, against the number of streams: a flat line is a cost that does not grow with it."""
+    figure, axes = pyplot.subplots(figsize=(6, 4), layout="constrained")
+    for endpoint, num_tokens in dict.fromkeys((row.endpoint, row.tokens_per_request) for row in rows):
+        line = [row for row in rows if (row.endpoint, row.tokens_per_request) == (endpoint, num_tokens)]
+        costs = [1e6 / row.tokens_per_cpu_second for row in line]
+        axes.loglog([row.streams for row in line], costs, "o-", label=f"{endpoint}, {num_tokens} tokens an answer")
+    axes.set(xlabel="streams", ylabel="processor time of a token, µs", title="API process")
+    axes.grid(which="both", alpha=0.3)
+    axes.legend()
+    figure.savefig(file, dpi=120)
 
 
 if __name__ == "__main__":
