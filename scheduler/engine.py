@@ -313,6 +313,7 @@ class Engine:
     def _run_embedding(self, batch: EmbeddingBatch) -> list[EmbeddingOutput]:
         lane = self.scheduler.embedding_lanes[batch.model]
         runner = self._embedding[batch.model]
+        started = time.perf_counter()
         try:
             vectors = runner.execute(
                 [item.token_ids for item in batch.inputs], [item.second_start for item in batch.inputs]
@@ -320,17 +321,20 @@ class Engine:
         except Exception:
             logger.exception("a step of %s failed with %d inputs in it", batch.model, len(batch.inputs))
             return self._fail_embeddings({item.request_id for item in batch.inputs})
-        touched: dict[str, EmbeddingJob] = {}
-        for item, vector in zip(batch.inputs, vectors, strict=True):
-            job = touched[item.request_id] = lane.unfinished[item.request_id]
-            if item.request_id not in self._embedding_results:
-                self._embedding_results[item.request_id] = np.empty((job.num_inputs, runner.output_dim), np.float32)
-            self._embedding_results[item.request_id][item.index] = vector
+        num_tokens = sum(len(item.token_ids) for item in batch.inputs)
+        self.scheduler.pace.observe(batch.model, 0, num_tokens, time.perf_counter() - started)
+        rows_of: dict[str, list[int]] = {}
+        for row, item in enumerate(batch.inputs):
+            rows_of.setdefault(item.request_id, []).append(row)
         outputs = []
-        for job in touched.values():
+        for request_id, rows in rows_of.items():
+            job = lane.unfinished[request_id]
+            if request_id not in self._embedding_results:
+                self._embedding_results[request_id] = np.empty((job.num_inputs, runner.output_dim), np.float32)
+            self._embedding_results[request_id][[batch.inputs[row].index for row in rows]] = vectors[rows]
             if not job.remaining:
-                result = self._embedding_results.pop(job.request_id)
-                outputs.append(EmbeddingOutput(job.request_id, result.shape[1], result.tobytes()))
+                result = self._embedding_results.pop(request_id)
+                outputs.append(EmbeddingOutput(request_id, result.shape[1], result.tobytes()))
                 self.scheduler.finish_embedding(job)
         return outputs
 

@@ -12,6 +12,9 @@ from .request import Request
 MAX_PROMPT_LOGPROBS_PER_STEP = 256
 """Prompt tokens of one step whose log probabilities are wanted: each takes a row of logits over the vocabulary."""
 
+_TEXTS_SHARE = 0.5  # of the streams' target: so long may a step of nothing but texts take
+_MAX_TEXT_TOKENS = 1 << 16
+
 
 class Step:
     """Collects rows and texts within the budget of tokens and, while streams run, within the target for their pace."""
@@ -38,7 +41,10 @@ class Step:
 
     def room_for(self, lane: Lane) -> int:
         """Tokens of prompts or texts of one model that still go into the step."""
-        room = max(0, self._budget - self._num_tokens - sum(tokens for tokens, _ in self._reserved))
+        budget = self._budget
+        if isinstance(lane, EmbeddingLane) and not self._rows:
+            budget = max(budget, self._affordable_texts(lane))
+        room = max(0, budget - self._num_tokens - sum(tokens for tokens, _ in self._reserved))
         if self._seconds_left == math.inf:
             return room
         seconds = max(0.0, self._seconds_left - sum(seconds for _, seconds in self._reserved))
@@ -111,6 +117,15 @@ class Step:
             ],
             num_batched_tokens=self._num_tokens,
         )
+
+    def _affordable_texts(self, lane: EmbeddingLane) -> int:
+        """Tokens of a step of nothing but texts, after which a prompt that comes meanwhile still starts soon.
+
+        The budget is meant for generation models; to an encoder a hundredth of their size each step's beginning and
+        end would cost more than the texts in between.
+        """
+        seconds = _TEXTS_SHARE * self._pace.target
+        return int(min(seconds / self._pace.seconds_per_token(lane.model), _MAX_TEXT_TOKENS))
 
     def _add_row(self, lane: GenerationLane, request: Request, num_tokens: int, drafts: Sequence[int] = ()) -> None:
         row = ScheduledRow(request, request.num_computed_tokens, num_tokens, drafts)

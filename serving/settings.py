@@ -92,6 +92,11 @@ class Settings(BaseSettings):
     dtype: DtypeName = Field(
         default="auto", description="number format of the weights; auto: what suits the model and the device"
     )
+    embedding_dtype: DtypeName = Field(
+        default="auto",
+        description="the same for embedding models and cross-encoders; auto: as dtype says, which left automatic is "
+        "float32 for these on a CPU",
+    )
     max_model_len: int = Field(
         default=0, ge=0, description="longest prompt and output together, in tokens; 0: what the model allows"
     )
@@ -225,13 +230,17 @@ class Settings(BaseSettings):
         """The models that answer to unknown names."""
         return {"generate": self.default_model, "embed": self.default_embedding_model}
 
+    def dtype_of(self, kind: ModelKind) -> DtypeName:
+        """The number format for the weights of a model of this kind."""
+        return self.dtype if kind == "generate" or self.embedding_dtype == "auto" else self.embedding_dtype
+
     def model_spec(self, card: ModelCard) -> ModelSpec:
         """What the worker is told of a model."""
         return ModelSpec(
             name=card.name,
             path=str(card.folder),
             kind=card.kind,
-            dtype=self.dtype,
+            dtype=self.dtype_of(card.kind),
             max_model_len=self.max_model_len if card.kind == "generate" else 0,
             trust_remote_code=self.trust_remote_code,
         )

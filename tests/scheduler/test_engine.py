@@ -161,7 +161,14 @@ def test_n_sequences_of_one_prompt_compute_it_once(engine: Engine) -> None:
 def mixed(folder: Path) -> Engine:
     """A chat and an embedding model in one engine."""
     engine = Engine(
-        EngineConfig(device="cpu", num_threads=1, kv_cache_memory=16 << 20, max_num_batched_tokens=32, max_num_seqs=8)
+        EngineConfig(
+            device="cpu",
+            num_threads=1,
+            kv_cache_memory=16 << 20,
+            max_num_batched_tokens=32,
+            max_num_seqs=8,
+            itl_target_ms=0,
+        )
     )
     for spec in (
         ModelSpec("m", str(folder), "generate", dtype="float32"),

@@ -90,9 +90,9 @@ class Device:
 class Simulation:
     """A scheduler over that device, with streams that never end."""
 
-    def __init__(self, seed: int, target: float = TARGET) -> None:
+    def __init__(self, seed: int, target: float = TARGET, budget: int = BUDGET) -> None:
         self.device = Device(seed)
-        self.scheduler = Scheduler(max_num_seqs=64, max_num_batched_tokens=BUDGET, pace=StepPace(target))
+        self.scheduler = Scheduler(max_num_seqs=64, max_num_batched_tokens=budget, pace=StepPace(target))
         arena = KVArena(40_000, 1000)
         for model, max_len in (("chat", 200_000), ("big", 20_000)):
             lane = GenerationLane(model, KVCacheManager(arena, 3, 16, enable_prefix_caching=False), max_len)
@@ -202,3 +202,16 @@ def test_without_streams_the_whole_budget_is_used() -> None:
     simulation.add("big", 15_000)
     simulation.run(5)
     assert simulation.num_prompt_tokens - before == 5 * BUDGET
+
+
+def test_a_step_of_texts_alone_takes_half_the_target_however_small_the_model() -> None:
+    simulation = Simulation(0, budget=64)
+    for name in list(simulation.scheduler.generation_lanes["chat"].running):
+        simulation.scheduler.cancel(name)
+    simulation.embed([1] * 20_000)
+    seconds = simulation.run(12)
+    assert seconds[0] == pytest.approx(0.003 + 0.0003 * 64), "nothing is known of the model yet"
+    assert all(0.3 * TARGET < second < 0.7 * TARGET for second in seconds[1:])
+    prompt = simulation.add("chat", 20)
+    simulation.step()
+    assert prompt.num_output_tokens == 1

@@ -118,5 +118,8 @@ def test_engine_scores_pairs_over_several_steps(tmp_path):
         num_steps += 1
     (output,) = outputs
     assert num_steps > 1
+    assert 0 < engine.scheduler.pace.seconds_per_token("s") < 1, (
+        "beside streams the scheduler must know what texts cost"
+    )
     expected = CrossEncoder(str(tmp_path), device="cpu").predict(random_pairs(12))
     assert np.abs(np.frombuffer(output.data, np.float32) - expected).max() < 1e-5

@@ -139,3 +139,10 @@ def test_aliases_come_from_flags_environment_and_a_table(tmp_path: Path, monkeyp
     assert load_settings({}).alias == {"a": "b", "x y": "z"}
     with pytest.raises(SettingsError, match="form NAME=MODEL, which 'gpt-4o' has not"):
         load_settings({"alias": ["gpt-4o"]})
+
+
+def test_embedding_models_have_a_dtype_of_their_own() -> None:
+    settings = load_settings({"dtype": "bfloat16"})
+    assert [settings.dtype_of(kind) for kind in ("generate", "embed", "score")] == ["bfloat16"] * 3
+    settings = load_settings({"embedding_dtype": "bfloat16"})
+    assert [settings.dtype_of(kind) for kind in ("generate", "embed", "score")] == ["auto", "bfloat16", "bfloat16"]
