@@ -16,10 +16,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.nn import functional
 
 from penstock.kernels.attention import AttentionBatch, paged_attention
 from penstock.kernels.attention_reference import attend_reference, cache_write_reference
 from penstock.kernels.bitmask import apply_bitmask, apply_bitmask_reference
+from penstock.kernels.linear import can_round_to_int8, linear, pack_weight, round_to_int8
 from penstock.kernels.rmsnorm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from penstock.kernels.rope import rope_cache_write, rope_cache_write_reference
 from penstock.kernels.sampling import sample_rows
@@ -27,6 +29,7 @@ from penstock.kernels.sampling_torch import sample_rows_torch
 from penstock.kernels.silu_mul import silu_mul, silu_mul_reference
 
 NUM_LAYERS = 4
+LINEAR_ROWS = (1, 8, 32, 128, 256)
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Workload:
 
 @dataclass(frozen=True)
 class Measurement:
-    """Microseconds of one call, and the keys and values, or logits, that it goes through a second."""
+    """Microseconds of one call, and the keys and values, logits or weights that it goes through a second."""
 
     operation: str
     workload: str
@@ -92,6 +95,9 @@ def main() -> None:
             for name in LAYER_OPERATIONS
             for rows in (1, 32, 512)
         ]
+        if arguments.device == "cpu":
+            kinds = ("bf16", "fp32", "int8") if can_round_to_int8() else ("bf16", "fp32")
+            measurements += [partial(measure_linear, kind, rows, arguments) for kind in kinds for rows in LINEAR_ROWS]
         for measurement in measurements:
             result = measurement()
             results.append(result)
@@ -165,6 +171,28 @@ def measure_bitmask(rows: int, arguments: argparse.Namespace) -> Measurement:
     bandwidth = logits[0].nbytes / seconds / 1e9
     name = f"{rows} x {vocab_size}"
     return Measurement("apply_bitmask", name, seconds * 1e6, reference_seconds * 1e6, bandwidth)
+
+
+def measure_linear(name: str, rows: int, arguments: argparse.Namespace) -> Measurement:
+    """All linear layers of SmolLM2-135M: 30 layers with fused projections, and the head."""
+    dtype = torch.float32 if name == "fp32" else torch.bfloat16
+    shapes = [*[(960, 576), (576, 576), (3072, 576), (576, 1536)] * 30, (49152, 576)]
+    weights = [torch.randn(shape, dtype=dtype) / 24 for shape in shapes]
+    packed = [round_to_int8(pack_weight(weight)) if name == "int8" else pack_weight(weight) for weight in weights]
+    inputs = {size: torch.randn(rows, size, dtype=dtype) for size in (576, 1536)}
+
+    def fast(layer: int) -> None:
+        for weight in packed:
+            linear(inputs[weight.in_features], weight)
+
+    def plain(layer: int) -> None:
+        for weight in weights:
+            functional.linear(inputs[weight.shape[1]], weight)
+
+    seconds = best(fast, "cpu", arguments.seconds)
+    num_bytes = sum(weight.nbytes for weight in weights) / (2 if name == "int8" else 1)
+    reference_seconds = best(plain, "cpu", 0.0)
+    return Measurement(f"linear {name}", f"{rows}", seconds * 1e6, reference_seconds * 1e6, num_bytes / seconds / 1e9)
 
 
 def measure_sampling(kind: str, rows: int, arguments: argparse.Namespace) -> Measurement:

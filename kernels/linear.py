@@ -28,6 +28,10 @@ class PackedWeight(ABC):
         self.dtype = weight.dtype
 
     @abstractmethod
+    def unpack(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The weight [N, K] and the bias [N] that were packed."""
+
+    @abstractmethod
     def multiply(self, x: torch.Tensor, residual: torch.Tensor | None, activation: Activation) -> torch.Tensor:
         """`linear` with checked arguments."""
 
@@ -46,6 +50,27 @@ def pack_weight(weight: torch.Tensor, bias: torch.Tensor | None = None) -> Packe
     from .linear_onednn import OneDnnWeight
 
     return OneDnnWeight(weight, bias)
+
+
+def can_round_to_int8() -> bool:
+    """Whether this machine has the kernels for `round_to_int8`."""
+    from .linear_native import can_run_int8
+
+    return can_run_int8()
+
+
+def round_to_int8(packed: PackedWeight) -> PackedWeight:
+    """The same weight in 8 bits, with which `linear` rounds its inputs to 8 bits as well.
+
+    Each row of either has a scale of its own, its largest magnitude divided by 127.
+
+    Args:
+        packed: a bfloat16 weight; it can be dropped afterwards. Only where `can_round_to_int8`.
+    """
+    from .linear_native import Int8Weight
+
+    weight, bias = packed.unpack()
+    return Int8Weight(weight, bias)
 
 
 def linear(

@@ -1,9 +1,7 @@
-/* Linear layers: matrix products whose weights are packed into panels, for bfloat16 and float32.
+/* Linear layers: matrix products whose weights are packed into panels, for bfloat16, float32 and 8-bit weights.
  *
- * A word is 32 bits: two neighbouring bfloat16 of a row, or one float. A panel holds 32 rows of the weight (outputs),
- * word by word: [depth][32], depth being the words of a row. Inputs are packed into tiles of up to 12 rows in the same
- * way, [depth][16]. A tile times a panel then stays in registers: for every word of depth, two vectors of weights meet one
- * broadcast word of each row.
+ * A tile of up to 12 input rows times a panel stays in registers: for every word of depth, two vectors of weights meet
+ * one broadcast word of each row. linear_pack_native.c says what words, panels and tiles are.
  *
  * Each output is one sum over the depth in order, whatever the number of rows and threads: a row's result never depends
  * on what is computed beside it. */
@@ -13,11 +11,10 @@
 #include <omp.h>
 
 #include "linear_native.h"
+#include "linear_pack_native.h"
 
 enum {
-    PANEL = 32,       /* outputs of a panel: two vectors */
     MAX_TILE = 12,    /* rows of a tile; twelve times two sums leave eight of 32 registers for operands */
-    TILE_STRIDE = 16, /* words from one depth to the next in a tile */
     MAX_ABREAST = 4,  /* panels that go side by side at few rows, whose own sums could not hide the latency */
     DEPTH_BLOCK = 2048, /* words of a panel that stay in the second-level cache while tiles pass: 256 KB */
     ROW_BLOCK = 384,  /* rows that pass a panel before the next one is fetched */
@@ -28,20 +25,21 @@ enum {
 /* ---- register tiles ---- */
 
 #define UNROLL _Pragma("GCC unroll 12")
-#define UNROLL16 _Pragma("GCC unroll 16")
-#define INLINE static inline __attribute__((always_inline))
 
 INLINE __m512 dot(const int dtype, __m512 sum, __m512i weights, __m512i inputs) {
     if (dtype == LINEAR_BF16)
         return _mm512_dpbf16_ps(sum, (__m512bh)inputs, (__m512bh)weights);
+    if (dtype == LINEAR_INT8) /* its sums are integers in the same registers */
+        return (__m512)_mm512_dpbusd_epi32((__m512i)sum, inputs, weights);
     return _mm512_fmadd_ps((__m512)inputs, (__m512)weights, sum);
 }
 
 /* Adds a tile of `rows` times `panels` panels to sums[panel][row][32]; the constants are known when this is inlined.
  *
- * `input_step` is the words from one depth to the next in the tile; weights are fetched `ahead` words before their turn. */
+ * `input_step` is the words from one depth to the next in the tile; weights are fetched `ahead` words early. */
 INLINE void multiply(const int dtype, const int rows, const int panels, const uint32_t *input, int64_t input_step,
-                     const uint32_t *weight, int64_t panel_words, int64_t depth, int64_t ahead, float *sums, int first) {
+                     const uint32_t *weight, int64_t panel_words, int64_t depth, int64_t ahead, float *sums,
+                     int first) {
     __m512 sum[MAX_ABREAST][MAX_TILE][2];
     UNROLL for (int p = 0; p < panels; p++) UNROLL for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < 2; v++)
         sum[p][r][v] = first ? _mm512_setzero_ps() : _mm512_loadu_ps(sums + ((p * rows + r) * 2 + v) * 16);
@@ -83,6 +81,7 @@ typedef void multiply_function(const uint32_t *input, int64_t input_step, const 
     MULTIPLY(dtype, 12, 1)
 MULTIPLY_ALL(LINEAR_BF16)
 MULTIPLY_ALL(LINEAR_FP32)
+MULTIPLY_ALL(LINEAR_INT8)
 
 #define ROW(dtype, rows, ...) [rows] = {NULL, __VA_ARGS__}
 #define TABLE(dtype)                                                                                                 \
@@ -95,84 +94,14 @@ MULTIPLY_ALL(LINEAR_FP32)
         ROW(dtype, 9, multiply_##dtype##_9_1), ROW(dtype, 10, multiply_##dtype##_10_1),                                \
         ROW(dtype, 11, multiply_##dtype##_11_1), ROW(dtype, 12, multiply_##dtype##_12_1),                              \
     }
-static multiply_function *const multiply_functions[2][MAX_TILE + 1][MAX_ABREAST + 1] = {
+static multiply_function *const multiply_functions[3][MAX_TILE + 1][MAX_ABREAST + 1] = {
     [LINEAR_BF16] = TABLE(LINEAR_BF16),
     [LINEAR_FP32] = TABLE(LINEAR_FP32),
+    [LINEAR_INT8] = TABLE(LINEAR_INT8),
 };
 
 static int64_t panels_abreast(int64_t rows) {
     return rows <= 2 ? 4 : rows == 3 ? 2 : 1;
-}
-
-/* ---- packing ---- */
-
-/* Sixteen words at `column` of a row of `bytes` bytes; what lies beyond its end is zero. */
-INLINE __m512i load_words(const uint8_t *row, int64_t bytes, int64_t column) {
-    int64_t left = bytes - column * 4;
-    if (left >= 64)
-        return _mm512_loadu_si512(row + column * 4);
-    return _mm512_maskz_loadu_epi8(left <= 0 ? 0 : ((__mmask64)1 << left) - 1, row + column * 4);
-}
-
-/* rows[r][c] to rows[c][r]. */
-INLINE void transpose(__m512i rows[16]) {
-    __m512i pairs[16];
-    UNROLL16 for (int i = 0; i < 16; i += 2) {
-        pairs[i] = _mm512_unpacklo_epi32(rows[i], rows[i + 1]);
-        pairs[i + 1] = _mm512_unpackhi_epi32(rows[i], rows[i + 1]);
-    }
-    UNROLL16 for (int i = 0; i < 16; i += 4) UNROLL16 for (int j = 0; j < 2; j++) {
-        rows[i + 2 * j] = _mm512_unpacklo_epi64(pairs[i + j], pairs[i + j + 2]);
-        rows[i + 2 * j + 1] = _mm512_unpackhi_epi64(pairs[i + j], pairs[i + j + 2]);
-    }
-    /* rows[4 q + c] has column 4 g + c of rows 4 q .. 4 q + 3 in its quarter g: transpose the quarters. */
-    UNROLL16 for (int c = 0; c < 4; c++) {
-        __m512i low_01 = _mm512_shuffle_i32x4(rows[c], rows[4 + c], 0x44);
-        __m512i high_01 = _mm512_shuffle_i32x4(rows[c], rows[4 + c], 0xee);
-        __m512i low_23 = _mm512_shuffle_i32x4(rows[8 + c], rows[12 + c], 0x44);
-        __m512i high_23 = _mm512_shuffle_i32x4(rows[8 + c], rows[12 + c], 0xee);
-        pairs[c] = _mm512_shuffle_i32x4(low_01, low_23, 0x88);
-        pairs[4 + c] = _mm512_shuffle_i32x4(low_01, low_23, 0xdd);
-        pairs[8 + c] = _mm512_shuffle_i32x4(high_01, high_23, 0x88);
-        pairs[12 + c] = _mm512_shuffle_i32x4(high_01, high_23, 0xdd);
-    }
-    UNROLL16 for (int i = 0; i < 16; i++) rows[i] = pairs[i];
-}
-
-/* Writes up to 16 rows, `stride` bytes apart, word by word: packed[depth][packed_stride]. Missing rows become zero. */
-static void pack_rows(const uint8_t *rows, int64_t stride, int64_t count, int64_t bytes, uint32_t *packed,
-                      int64_t packed_stride) {
-    int64_t depth = (bytes + 3) / 4;
-    for (int64_t column = 0; column < depth; column += 16) {
-        __m512i words[16];
-        UNROLL16 for (int r = 0; r < 16; r++)
-            words[r] = r < count ? load_words(rows + r * stride, bytes, column) : _mm512_setzero_si512();
-        transpose(words);
-        int64_t width = depth - column < 16 ? depth - column : 16;
-        for (int64_t c = 0; c < width; c++)
-            _mm512_storeu_si512(packed + (column + c) * packed_stride, words[c]);
-    }
-}
-
-static int64_t dtype_bytes(int dtype) {
-    return dtype == LINEAR_BF16 ? 2 : 4;
-}
-
-static int64_t words_of(int64_t num_inputs, int dtype) {
-    return (num_inputs * dtype_bytes(dtype) + 3) / 4;
-}
-
-/* Packs a weight, [num_outputs, num_inputs] with rows `stride` elements apart, into panels of [depth][32] words. */
-void penstock_linear_pack(const void *weight, int64_t stride, int64_t num_outputs, int64_t num_inputs, int dtype,
-                          uint32_t *panels) {
-    const uint8_t *rows = weight;
-    int64_t bytes = dtype_bytes(dtype), depth = words_of(num_inputs, dtype);
-#pragma omp parallel for schedule(static)
-    for (int64_t half = 0; half < 2 * ((num_outputs + PANEL - 1) / PANEL); half++) {
-        int64_t row = half * 16;
-        pack_rows(rows + row * stride * bytes, stride * bytes, num_outputs - row, num_inputs * bytes,
-                  panels + (half / 2) * depth * PANEL + (half % 2) * 16, PANEL);
-    }
 }
 
 /* ---- what follows the product ---- */
@@ -214,16 +143,21 @@ static int64_t tile_start(const struct product *product, int64_t tile) {
     return tile * product->num_rows / product->num_tiles;
 }
 
-INLINE __m512 load_any(int dtype, const uint8_t *from, __mmask16 mask) {
-    return dtype == LINEAR_BF16 ? load_bf16_masked((const bf16 *)from, mask) : _mm512_maskz_loadu_ps(mask, from);
-}
-
-/* Bias, activation, residual: 16 sums of one row become outputs, which start at `column`. */
-INLINE void finish(const struct product *product, const float *sums, int64_t row, int64_t column) {
+/* Bias, activation, residual: 16 sums of one row become outputs, which start at `column`.
+ *
+ * `input_scale` is the row's, for sums of bytes. */
+INLINE void finish(const struct product *product, const float *sums, const float *input_scale, int64_t row,
+                   int64_t column) {
     const struct linear_weight *weight = product->weight;
     __mmask16 mask = first_lanes(weight->num_outputs - column);
-    int64_t offset = column * dtype_bytes(weight->dtype);
+    int64_t offset = column * linear_value_bytes(weight->dtype);
     __m512 value = _mm512_loadu_ps(sums);
+    if (weight->dtype == LINEAR_INT8) {
+        __m512i sum = _mm512_sub_epi32((__m512i)value, _mm512_maskz_loadu_epi32(mask, weight->offsets + column));
+        __m512 scale = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, weight->scales + column),
+                                     _mm512_set1_ps(*input_scale));
+        value = _mm512_mul_ps(_mm512_cvtepi32_ps(sum), scale);
+    }
     if (weight->bias)
         value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, weight->bias + column));
     if (product->activation == LINEAR_GELU)
@@ -232,10 +166,10 @@ INLINE void finish(const struct product *product, const float *sums, int64_t row
         value = _mm512_add_ps(
             value, load_any(weight->dtype, product->residual + row * product->residual_stride + offset, mask));
     uint8_t *to = product->output + row * product->output_stride + offset;
-    if (weight->dtype == LINEAR_BF16)
-        store_bf16_masked((bf16 *)to, value, mask);
-    else
+    if (weight->dtype == LINEAR_FP32)
         _mm512_mask_storeu_ps(to, mask, value);
+    else
+        store_bf16_masked((bf16 *)to, value, mask);
 }
 
 /* ---- the product ---- */
@@ -250,20 +184,21 @@ static void multiply_panels(const struct product *product, int64_t panel, int ab
         int64_t depth = product->depth - k < DEPTH_BLOCK ? product->depth - k : DEPTH_BLOCK;
         for (int64_t tile = first; tile < last; tile++) {
             int64_t row = tile_start(product, tile), rows = tile_start(product, tile + 1) - row;
+            const uint32_t *words = product->tiles + tile * product->tile_words;
+            const float *input_scales = (const float *)words + product->depth * TILE_STRIDE;
             float *tile_sums = sums[tile - first];
             /* Of several tiles the last one fetches for the first one's next turn; the others find the panel near. */
             int64_t ahead = last - first == 1 ? AHEAD : tile == last - 1 ? depth * PANEL : 0;
-            multiply_functions[weight->dtype][rows][abreast](
-                product->tiles + tile * product->tile_words + k * product->input_step, product->input_step,
-                panels + k * PANEL, panel_words, depth,
-                ahead, tile_sums, k == 0);
+            multiply_functions[weight->dtype][rows][abreast](words + k * product->input_step, product->input_step,
+                                                             panels + k * PANEL, panel_words, depth, ahead, tile_sums,
+                                                             k == 0);
             if (k + depth < product->depth)
                 continue;
             for (int p = 0; p < abreast; p++)
                 for (int64_t r = 0; r < rows; r++)
                     for (int v = 0; v < 2; v++)
                         if ((panel + p) * PANEL + v * 16 < weight->num_outputs)
-                            finish(product, tile_sums + ((p * rows + r) * 2 + v) * 16, row + r,
+                            finish(product, tile_sums + ((p * rows + r) * 2 + v) * 16, input_scales + r, row + r,
                                    (panel + p) * PANEL + v * 16);
         }
     }
@@ -295,23 +230,27 @@ static void multiply_tiles(const struct product *product, int64_t num_panels) {
 
 /* Whether the one row can serve as its tile where it lies. */
 static int is_own_tile(const struct linear_weight *weight, int64_t num_rows) {
-    return num_rows == 1 && weight->num_inputs * dtype_bytes(weight->dtype) % 4 == 0;
+    int64_t bytes = weight->num_inputs * linear_value_bytes(weight->dtype);
+    return num_rows == 1 && weight->dtype != LINEAR_INT8 && bytes % 4 == 0;
+}
+
+/* A tile in scratch memory: its words, then the scales of its rows. */
+static int64_t scratch_words(const struct linear_weight *weight) {
+    return (linear_words(weight->num_inputs, weight->dtype) + 1) * TILE_STRIDE;
 }
 
 int64_t linear_scratch_bytes(const struct linear_weight *weight, int64_t num_rows, int64_t num_threads) {
     int64_t num_tiles = (num_rows + MAX_TILE - 1) / MAX_TILE;
     if (is_own_tile(weight, num_rows))
         return 0;
-    if (num_tiles == 1)
-        num_tiles = num_threads;
-    return num_tiles * words_of(weight->num_inputs, weight->dtype) * TILE_STRIDE * (int64_t)sizeof(uint32_t);
+    return (num_tiles == 1 ? num_threads : num_tiles) * scratch_words(weight) * (int64_t)sizeof(uint32_t);
 }
 
 void linear_in_team(const struct linear_weight *weight, const void *input, int64_t input_stride, const void *residual,
                     int64_t residual_stride, void *output, int64_t output_stride, int64_t num_rows, int activation,
                     void *scratch) {
-    int64_t bytes = dtype_bytes(weight->dtype), num_panels = (weight->num_outputs + PANEL - 1) / PANEL;
-    int64_t row_bytes = weight->num_inputs * bytes, stride = input_stride * bytes;
+    int64_t bytes = linear_value_bytes(weight->dtype), num_panels = (weight->num_outputs + PANEL - 1) / PANEL;
+    int64_t stride = input_stride * bytes;
     struct product product = {
         .weight = weight,
         .tiles = scratch,
@@ -319,19 +258,19 @@ void linear_in_team(const struct linear_weight *weight, const void *input, int64
         .output = output,
         .residual_stride = residual_stride * bytes,
         .output_stride = output_stride * bytes,
-        .depth = words_of(weight->num_inputs, weight->dtype),
+        .depth = linear_words(weight->num_inputs, weight->dtype),
         .num_rows = num_rows,
         .num_tiles = (num_rows + MAX_TILE - 1) / MAX_TILE,
-        .tile_words = words_of(weight->num_inputs, weight->dtype) * TILE_STRIDE,
+        .tile_words = scratch_words(weight),
         .input_step = TILE_STRIDE,
         .activation = activation,
     };
     if (product.num_tiles > 1) {
 #pragma omp for schedule(static)
         for (int64_t tile = 0; tile < product.num_tiles; tile++) {
-            int64_t row = tile_start(&product, tile);
-            pack_rows((const uint8_t *)input + row * stride, stride, tile_start(&product, tile + 1) - row, row_bytes,
-                      (uint32_t *)scratch + tile * product.tile_words, TILE_STRIDE);
+            int64_t row = tile_start(&product, tile), rows = tile_start(&product, tile + 1) - row;
+            linear_pack_tile(weight, (const uint8_t *)input + row * stride, stride, rows,
+                             (uint32_t *)scratch + tile * product.tile_words);
         }
         multiply_tiles(&product, num_panels);
     } else if (product.num_tiles == 1) {
@@ -340,7 +279,7 @@ void linear_in_team(const struct linear_weight *weight, const void *input, int64
             product.input_step = 1;
         } else { /* A copy for each thread costs less than waiting for one of all. */
             uint32_t *tile = (uint32_t *)scratch + omp_get_thread_num() * product.tile_words;
-            pack_rows(input, stride, num_rows, row_bytes, tile, TILE_STRIDE);
+            linear_pack_tile(weight, input, stride, num_rows, tile);
             product.tiles = tile;
         }
         multiply_one_tile(&product, num_panels);

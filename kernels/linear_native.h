@@ -5,13 +5,17 @@
 
 #include "native.h"
 
-enum linear_dtype { LINEAR_BF16 = 0, LINEAR_FP32 = 1 };
+/* Weights of LINEAR_INT8 are 8-bit, with one scale for each output; everything else of them is bfloat16. */
+enum linear_dtype { LINEAR_BF16 = 0, LINEAR_FP32 = 1, LINEAR_INT8 = 2 };
 enum linear_activation { LINEAR_PLAIN = 0, LINEAR_GELU = 1 };
 
-/* One layer's weight. `panels` is what penstock_linear_pack has written; `bias` has num_outputs floats or is NULL. */
+/* One layer's weight. `panels` is what penstock_linear_pack has written, or penstock_linear_quantize together with
+ * `scales` and `offsets`, which other dtypes do not have. `bias` has num_outputs floats or is NULL. */
 struct linear_weight {
     const uint32_t *panels;
     const float *bias;
+    const float *scales;
+    const int32_t *offsets;
     int64_t num_outputs, num_inputs;
     int32_t dtype; /* of inputs, weights, residual and outputs */
 };

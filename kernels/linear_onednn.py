@@ -22,6 +22,10 @@ class OneDnnWeight(PackedWeight):
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), _PACKED_FOR_ROWS)
         self._bias = None if bias is None else bias.detach()
 
+    def unpack(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The weight [N, K] and the bias [N] that were packed."""
+        return self._weight.to_dense(), self._bias
+
     def multiply(self, x: torch.Tensor, residual: torch.Tensor | None, activation: Activation) -> torch.Tensor:
         """`linear` with checked arguments."""
         output: torch.Tensor

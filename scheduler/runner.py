@@ -26,6 +26,7 @@ from .masks import MaskFiller
 from .models import self_check
 from .models.admission import PROVEN
 from .models.load import eos_token_ids, load_decoder
+from .models.quantize import quantize
 from .models.surgery import speed_up
 from .plan import GenerationBatch, SampledToken, ScheduledRow
 from .request import BlockId, Request
@@ -134,6 +135,7 @@ class GenerationRunner:
             runner.use_kv_memory(torch.zeros(num_bytes, dtype=torch.uint8, device=model.device))
             if expected is not None:
                 self_check.check_packed(model, runner._caches, config.block_size, expected)
+            quantize(model, spec)
             runner.warm_up()
             if runner.device.type == "cuda" and config.use_graphs:
                 runner.use_graphs(CudaCapture())

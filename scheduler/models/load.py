@@ -12,6 +12,7 @@ from ..config import ModelSpec
 from ..errors import ModelLoadError
 from .admission import check_config, resolve_max_model_len
 from .attention import ATTENTION_NAME, register
+from .quantize import check_quantization
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
@@ -33,13 +34,15 @@ def load_decoder(
     config = _read_config(spec)
     max_model_len = resolve_max_model_len(config, spec.max_model_len, spec.name)
     check_config(config, max_model_len, trust_remote_code=spec.trust_remote_code)
+    dtype = choose_dtype(spec, config, device)
+    check_quantization(spec, device, dtype)
     register()
     with report_loading(progress):
         try:
             model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
                 spec.path,
                 config=config,
-                dtype=choose_dtype(spec, config, device),
+                dtype=dtype,
                 attn_implementation=ATTENTION_NAME,
                 use_safetensors=True,
                 local_files_only=True,

@@ -88,6 +88,17 @@ def test_an_odd_row_is_not_mixed_with_its_neighbour(activation: Activation) -> N
     assert output[1].isnan().all()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("size", SIZES)
+def test_unpacking_gives_the_weight_back(
+    pack: Callable[[torch.Tensor, torch.Tensor | None], PackedWeight], size: tuple[int, int], dtype: torch.dtype
+) -> None:
+    _, weight, bias, _ = tensors(1, size, dtype)
+    unpacked, unpacked_bias = pack(weight, bias).unpack()
+    assert torch.equal(unpacked, weight)
+    torch.testing.assert_close(unpacked_bias, bias, rtol=0, atol=0, check_dtype=False)
+
+
 def test_infinities_and_nan_stay_what_they_are() -> None:
     x, weight, _, residual = tensors(3, (40, 64), torch.float32)
     x[0, 0], x[1, 5] = float("inf"), float("nan")
