@@ -14,7 +14,7 @@ import torch
 from .attention_batch import AttentionBatch
 from .attention_native import Call, LayerKind, can_attend, prepare
 from .decoder_layers import DecoderLayer
-from .linear_native import NativeWeight
+from .linear_native import StructWeight
 from .native import library
 
 
@@ -58,7 +58,7 @@ def _fits(layer: DecoderLayer) -> bool:
     weights = (layer.qkv, layer.output, layer.gate_up, layer.down)
     norms = [layer.input_norm, layer.post_attention_norm, layer.q_norm, layer.k_norm]
     return (
-        all(isinstance(one, NativeWeight) and one.dtype == torch.bfloat16 for one in weights)
+        all(isinstance(one, StructWeight) and one.dtype == torch.bfloat16 for one in weights)
         and all(norm is None or norm.dtype == torch.bfloat16 for norm in norms)
         and layer.head_dim % 32 == 0
         and (layer.num_heads + 2 * layer.num_kv_heads) * layer.head_dim == layer.qkv.out_features
@@ -149,7 +149,7 @@ class NativeDecoder:
 
     def _describe(self, layer: DecoderLayer) -> _Layer:
         def address(weight: object) -> int:
-            assert isinstance(weight, NativeWeight)
+            assert isinstance(weight, StructWeight)
             return weight.address
 
         window = layer.sliding_window or 0

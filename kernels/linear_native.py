@@ -40,7 +40,7 @@ def can_run_native(dtype: torch.dtype) -> bool:
     return dtype != torch.bfloat16 or not torch.cpu._is_amx_tile_supported()
 
 
-class _StructWeight(PackedWeight):
+class StructWeight(PackedWeight):
     """A weight that C code finds by the address of a `struct linear_weight`."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -94,7 +94,7 @@ def can_run_int8() -> bool:
     return library() is not None
 
 
-class NativeWeight(_StructWeight):
+class NativeWeight(StructWeight):
     """A weight as it is, in panels of 32 outputs; its numbers are padded with zeros to whole panels."""
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -110,7 +110,7 @@ class NativeWeight(_StructWeight):
         return self._rows(self._panels.view(self.dtype)), self._bias
 
 
-class Int8Weight(_StructWeight):
+class Int8Weight(StructWeight):
     """A weight rounded to 8 bits, with one scale for each output; inputs are rounded likewise in each product.
 
     An output is scale(x) * scale(w) * sum(x8 * w8), where v8 = round(v / scale(v)) and scale(v) = max |v| / 127 in

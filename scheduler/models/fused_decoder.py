@@ -4,7 +4,7 @@ Between embedding and head, the base model of transformers prepares masks and ca
 several wrappers: half a millisecond a step for a model of thirty layers, whatever the number of tokens.
 """
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -36,10 +36,15 @@ class FusedDecoder(nn.Module):
         self.layers: nn.ModuleList = decoder.layers
         self.rotary_emb: nn.Module = decoder.rotary_emb
         self.norm = norm
-        layers = [layer.describe() for layer in decoder.layers]
+        self._layer_indices = [layer.layer_idx for layer in decoder.layers]
+        self._native: NativeDecoder | None = None
+        self.describe_layers()
+
+    def describe_layers(self) -> None:
+        """Take the weights of the layers as they are now; again whenever they were exchanged."""
+        layers = [cast(FusedDecoderLayer, layer).describe() for layer in self.layers]
         described = [layer for layer in layers if layer is not None]
         self._native = NativeDecoder(described) if len(described) == len(layers) and can_run(described) else None
-        self._layer_indices = [layer.layer_idx for layer in decoder.layers]
 
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **others: Any) -> BaseModelOutputWithPast:
         """The hidden states [1, T, E] of packed tokens; both arguments are [1, T] int64."""

@@ -11,6 +11,7 @@ from penstock.kernels.linear import can_round_to_int8, round_to_int8
 
 from ..config import ModelSpec
 from ..errors import ModelLoadError
+from .fused_decoder import FusedDecoder
 from .linear import PackedLinear
 
 
@@ -48,3 +49,6 @@ def quantize(model: nn.Module, spec: ModelSpec) -> None:
         raise ModelLoadError(f"quantization {spec.quantization} finds no linear layers in {spec.name}: leave it out")
     for layer in layers:
         layer.packed = round_to_int8(layer.packed)
+    for module in model.modules():
+        if isinstance(module, FusedDecoder):
+            module.describe_layers()

@@ -12,6 +12,7 @@ from penstock.kernels.linear_native import Int8Weight
 from penstock.scheduler.config import DtypeName, EngineConfig, ModelSpec
 from penstock.scheduler.errors import ModelLoadError
 from penstock.scheduler.models import quantize
+from penstock.scheduler.models.fused_decoder import FusedDecoder
 from penstock.scheduler.models.linear import PackedLinear
 from penstock.scheduler.runner import GenerationRunner
 
@@ -27,6 +28,17 @@ def test_a_model_is_loaded_in_8_bits(tmp_path: Path) -> None:
     layers = [module for module in runner._model.modules() if isinstance(module, PackedLinear)]
     assert layers
     assert all(isinstance(layer.packed, Int8Weight) for layer in layers)
+
+
+@pytest.mark.skipif(not can_round_to_int8(), reason="no native kernels on this machine")
+def test_layers_that_run_as_one_call_take_the_new_weights(tmp_path: Path) -> None:
+    config = EngineConfig(device="cpu", block_size=16, num_threads=1)
+    folder = make_tiny("llama", tmp_path, dtype=torch.bfloat16, head_dim=32)
+    runner = GenerationRunner.load(spec(folder), config, lambda stage, done: None)
+    (decoder,) = [module for module in runner._model.modules() if isinstance(module, FusedDecoder)]
+    assert decoder._native is not None
+    for layer in decoder._native._layers:
+        assert all(isinstance(one, Int8Weight) for one in (layer.qkv, layer.output, layer.gate_up, layer.down))
 
 
 @pytest.mark.parametrize(
