@@ -11,6 +11,7 @@ from .config import EngineConfig
 from .request import Request
 
 _MAX_ENTRIES = 32768  # of one index; the one before it is kept too, so a request remembers that many tokens or more
+_MARGIN = 1.25  # of what guesses must gain over what they cost, since both are estimates
 _ACCEPTANCE_RATE = 0.2  # weight of the newest guess
 
 
@@ -126,19 +127,19 @@ class Speculation:
         is_young = request.num_output_tokens < params.min_tokens
         return not (request.matcher or params.has_penalties or is_young or request.needs_prompt_logprobs)
 
-    def guess(self, request: Request, room: int, share_of_rows: float) -> list[int]:
+    def guess(self, request: Request, room: int, price: float) -> list[int]:
         """What to compute together with the request's newest token.
 
         Args:
             request: one that is open to it.
             room: guesses that fit into the step.
-            share_of_rows: see `StepPace`. A guess makes a step of n rows longer by this share of its nth part, and n
-                tokens more by its probability: so it pays if that is larger. At many streams it never is.
+            price: tokens that all streams could have in the time that a guess takes, see `StepPace`: it pays if it is
+                right clearly more often. At many streams it never is.
         """
         if request.drafter is None:
             request.drafter = Drafter(self.num_tokens, self.min_ngram, self.max_ngram)
         guess = request.drafter.propose(request.token_ids)
-        if request.drafter.acceptance <= share_of_rows:
+        if request.drafter.acceptance <= _MARGIN * price:
             return []
         # One token is sampled after the last guess.
         return guess[: max(0, min(room, request.max_num_tokens - request.num_tokens - 1))]

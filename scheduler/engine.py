@@ -295,9 +295,11 @@ class Engine:
             return self._maker.fail(batch.rows)
         # The device began when it was told to, or after what it had to do before that.
         done = time.perf_counter()
-        num_streams = sum(row.num_tokens for row in batch.rows if row.is_stream)  # a draft costs what a stream does
+        num_streams = sum(row.is_stream for row in batch.rows)
+        num_drafts = sum(len(row.drafts) for row in batch.rows)
+        num_others = batch.num_tokens - num_streams - num_drafts
         seconds = done - max(launch.started, self._last_done)
-        self.scheduler.pace.observe(batch.model, num_streams, batch.num_tokens - num_streams, seconds)
+        self.scheduler.pace.observe(batch.model, num_streams, num_others, seconds, num_drafts)
         self._last_done = done
         return self._maker.outputs_of(batch.rows, sampled, self._generation[batch.model].eos_token_ids)
 

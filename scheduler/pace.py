@@ -19,6 +19,7 @@ _ROW_SCALE = 32  # streams; brings base and row to one size for the gradient
 _ROW_RATE = 0.5
 # Dearer is believed sooner than cheaper: a target missed is worse than a few steps too small.
 _DEARER_RATE, _CHEAPER_RATE = 0.5, 0.25
+_FORGETTING_RATE = 0.01
 _MAX_JUMP = 4.0  # a step that took longer than that many times what was expected was held up by something else
 _MIN_SHARE = 0.1  # of a step's time is ascribed to its prompts, however slow its streams were thought to be
 
@@ -32,14 +33,31 @@ class ModelPace:
     row: float = 0.0
     token: float | None = None
     """None: no step with prompts or texts was seen."""
+    draft: float | None = None
+    """Of a guess beside a stream's token. None: no step with guesses was seen."""
 
     def of_rows(self, num_rows: int) -> float:
         """Seconds that a step takes for so many streams."""
         return 0.0 if self.base is None or num_rows == 0 else self.base + self.row * num_rows
 
-    def observe(self, num_rows: int, num_tokens: int, seconds: float) -> None:
-        """Learn from one step of the model: `num_rows` streams and `num_tokens` of prompts or texts took `seconds`."""
+    @property
+    def of_draft(self) -> float:
+        """Seconds that a guess adds to a step."""
+        return self.row if self.draft is None else self.draft
+
+    def observe(self, num_rows: int, num_tokens: int, seconds: float, num_drafts: int = 0) -> None:
+        """Learn from one step of the model.
+
+        `num_rows` streams, `num_drafts` guesses of theirs and `num_tokens` of prompts or texts took `seconds`.
+        """
         expected = self.of_rows(num_rows)
+        if num_drafts > 0:
+            if num_tokens == 0 and self.base is not None:
+                cost = max(0.0, seconds - expected) / num_drafts
+                self.draft = cost if self.draft is None else self.draft + _CHEAPER_RATE * (cost - self.draft)
+            return
+        if self.draft is not None:  # forgotten slowly, or guesses that once seemed too dear were never tried again
+            self.draft += _FORGETTING_RATE * (self.row - self.draft)
         if num_tokens == 0 or seconds < expected:
             self._observe_rows(num_rows, seconds)
         if num_tokens > 0:
@@ -78,24 +96,24 @@ class StepPace:
         taken = sum(self._of(model).of_rows(count) for model, count in num_rows.items())
         return max(0.0, _AIM * self.target - taken)
 
-    def share_of_rows(self, model: str, num_rows: int) -> float:
-        """Of the time of a step with so many streams, the part that their number is to blame for.
+    def tokens_per_draft(self, model: str, num_rows: int) -> float:
+        """Tokens that so many streams would get in the time that one guess takes; infinite while nothing is known.
 
-        One row more makes the step longer by this divided by `num_rows`, relative to what it took.
+        A guess pays if it is right more often than that.
         """
         pace = self._of(model)
         seconds = pace.of_rows(num_rows)
-        return pace.row * num_rows / seconds if seconds > 0 else 0.0
+        return pace.of_draft * num_rows / seconds if seconds > 0 else math.inf
 
     def seconds_per_token(self, model: str) -> float:
         """Of a prompt or a text; infinite while nothing is known, so that a model begins with the smallest steps."""
         token = self._of(model).token
         return math.inf if token is None else token
 
-    def observe(self, model: str, num_rows: int, num_tokens: int, seconds: float) -> None:
+    def observe(self, model: str, num_rows: int, num_tokens: int, seconds: float, num_drafts: int = 0) -> None:
         """Learn what one model took in one step, see `ModelPace`."""
         if seconds > 0:
-            self._of(model).observe(num_rows, num_tokens, seconds)
+            self._of(model).observe(num_rows, num_tokens, seconds, num_drafts)
 
     def forget(self, model: str) -> None:
         """The model is unloaded; another may come under its name."""

@@ -222,8 +222,8 @@ class Scheduler:
             drafts: list[int] = []
             if self.speculation and self.speculation.is_open_to(request):
                 room = step.room_for_drafts(len(running))
-                num_rows = max(len(lane.running), step.num_tokens_of(lane.model)) + 1
-                drafts = self.speculation.guess(request, room, self.pace.share_of_rows(lane.model, num_rows))
+                price = self.pace.tokens_per_draft(lane.model, len(lane.running))
+                drafts = self.speculation.guess(request, room, price)
                 if drafts and request.num_pending_tokens:
                     continue  # guesses follow a token that the host knows
             if drafts and lane.kv.can_grow(request, len(drafts)):

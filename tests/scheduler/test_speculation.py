@@ -1,5 +1,6 @@
 """With speculation every request gets the tokens that it gets without, in fewer steps."""
 
+import math
 import random
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from penstock.scheduler.request import Request
 class Eager(Speculation):
     """Guesses whatever it costs."""
 
-    def guess(self, request: Request, room: int, share_of_rows: float) -> list[int]:
+    def guess(self, request: Request, room: int, price: float) -> list[int]:
         return super().guess(request, room, -1.0)
 
 
@@ -88,15 +89,22 @@ def test_guesses_are_computed_only_where_they_pay() -> None:
     pace = StepPace(0.0)
     for num_rows in (1, 8, 64, 8, 1, 64) * 20:
         pace.observe("m", num_rows, 0, 0.010 + 0.001 * num_rows)
-    assert pace.share_of_rows("m", 1) == pytest.approx(1 / 11, abs=0.03)
-    assert pace.share_of_rows("m", 64) == pytest.approx(64 / 74, abs=0.1)
+    assert pace.tokens_per_draft("m", 1) == pytest.approx(1 / 11, abs=0.03)  # taken to cost what a stream does
+    assert pace.tokens_per_draft("m", 64) == pytest.approx(64 / 74, abs=0.1)
+    for _ in range(30):
+        pace.observe("m", 8, 0, 0.018 + 0.002 * 16, num_drafts=16)
+    assert pace.tokens_per_draft("m", 8) == pytest.approx(8 * 0.002 / 0.018, rel=0.2)  # but is dearer
+    for _ in range(500):
+        pace.observe("m", 8, 0, 0.018)
+    assert pace.tokens_per_draft("m", 8) < 0.6  # and is tried again after a while
+    assert pace.tokens_per_draft("unknown", 1) == math.inf
     speculation = Speculation.of(EngineConfig(speculation="ngram", num_draft_tokens=3))
     assert speculation is not None and Speculation.of(EngineConfig()) is None
     job = make_job([1, 2, 3, 4, 1, 2], max_tokens=9)
     request = Request.from_submit(job)
-    assert speculation.guess(request, 100, pace.share_of_rows("m", 1)) == [3, 4, 1]
+    assert speculation.guess(request, 100, 0.09) == [3, 4, 1]
     assert speculation.guess(request, 2, 0.0) == [3, 4]
-    assert speculation.guess(request, 100, pace.share_of_rows("m", 64)) == []
+    assert speculation.guess(request, 100, 0.86) == []
     request.token_ids += [3, 4, 1, 2, 3, 4, 1]
     assert speculation.guess(request, 100, 0.0) == [2]  # one token comes after the guess, and nine are the limit
     assert isinstance(request.drafter, Drafter)
