@@ -119,18 +119,22 @@ def measure(
     """Seconds of each part of the best step, by part."""
     whole, best = float("inf"), {"whole step, with clocks": float("inf")}
     for _ in range(1 if decode else 8):
-        whole = min([whole, *steps(made, prompts, arguments, decode)])
+        whole = min([whole, *(seconds for seconds, counts in steps(made, prompts, arguments, decode) if counts)])
         clocks = Clocks()
         with clocks.installed():
-            for seconds in steps(made, prompts, arguments, decode):
-                if seconds < best["whole step, with clocks"]:
+            for seconds, counts in steps(made, prompts, arguments, decode):
+                if counts and seconds < best["whole step, with clocks"]:
                     best = {**dict.fromkeys(PARTS, 0.0), **clocks.seconds, "whole step, with clocks": seconds}
                 clocks.seconds.clear()
     return {**best, "messages": messages(len(prompts)), "whole step": whole}
 
 
-def steps(made: engine.Engine, prompts: list[int], arguments: argparse.Namespace, decode: bool) -> Iterator[float]:
-    """Run requests with prompts of these lengths; gives the seconds of each step that decodes, or of the others."""
+def steps(
+    made: engine.Engine, prompts: list[int], arguments: argparse.Namespace, decode: bool
+) -> Iterator[tuple[float, bool]]:
+    """Run requests with prompts of these lengths; the seconds of each step, and whether it is of the kind to measure:
+    one that decodes, or one of the others.
+    """
     for index, length in enumerate(prompts):
         tokens = np.random.default_rng().integers(1000, 30000, length).tolist()  # new to the prefix cache
         sampling = SamplingParams(
@@ -144,8 +148,7 @@ def steps(made: engine.Engine, prompts: list[int], arguments: argparse.Namespace
         start = time.perf_counter()
         result = made.step()
         seconds = time.perf_counter() - start
-        if (result.num_batched_tokens == len(prompts)) == decode:
-            yield seconds
+        yield seconds, (result.num_batched_tokens == len(prompts)) == decode
 
 
 def messages(num_rows: int) -> float:

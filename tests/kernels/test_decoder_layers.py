@@ -9,7 +9,7 @@ import torch
 from penstock.kernels.attention import AttentionBatch
 from penstock.kernels.decoder_layers import DecoderLayer, decoder_layers_reference
 from penstock.kernels.decoder_layers_native import NativeDecoder, can_run
-from penstock.kernels.linear import pack_weight
+from penstock.kernels.linear import pack_weight, round_to_int8
 from penstock.kernels.native import library
 
 pytestmark = pytest.mark.skipif(library() is None, reason="no native kernels on this machine")
@@ -17,7 +17,9 @@ BF16 = torch.bfloat16
 HIDDEN, HEADS, KV_HEADS, HEAD_DIM, FEED_FORWARD, BLOCK_SIZE = 96, 4, 2, 32, 160, 16
 
 
-def make_layers(*, bias: bool = False, norms: bool = False, windows: tuple[int | None, ...] = (None, None)) -> list:
+def make_layers(
+    *, quantized: bool = False, bias: bool = False, norms: bool = False, windows: tuple[int | None, ...] = (None, None)
+) -> list:
     generator = torch.Generator().manual_seed(0)
 
     def randn(*shape: int) -> torch.Tensor:
@@ -25,7 +27,8 @@ def make_layers(*, bias: bool = False, norms: bool = False, windows: tuple[int |
 
     def weight(num_outputs: int, num_inputs: int) -> object:
         packed_bias = randn(num_outputs).to(BF16) if bias else None
-        return pack_weight((randn(num_outputs, num_inputs) / num_inputs**0.5).to(BF16), packed_bias)
+        packed = pack_weight((randn(num_outputs, num_inputs) / num_inputs**0.5).to(BF16), packed_bias)
+        return round_to_int8(packed) if quantized else packed
 
     return [
         DecoderLayer(
@@ -86,8 +89,10 @@ def make_caches(num_layers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 @pytest.mark.parametrize(
     "layers",
-    [make_layers(), make_layers(bias=True, norms=True), make_layers(windows=(8, None, 8))] if library() else [],
-    ids=["plain", "biases and norms of heads", "windows"],
+    [make_layers(), make_layers(bias=True, norms=True), make_layers(windows=(8, None, 8)), make_layers(quantized=True)]
+    if library()
+    else [],
+    ids=["plain", "biases and norms of heads", "windows", "8 bits"],
 )
 @pytest.mark.parametrize("rows", [([30], [1]), ([5, 40, 0], [1, 1, 21]), ([17] * 9, [1] * 9)], ids=str)
 def test_one_call_is_the_operations_one_by_one(layers: list, rows: tuple[list[int], list[int]]) -> None:

@@ -4,8 +4,11 @@ import pytest
 import torch
 from test_fused_layer import logits, make_model
 
+from penstock.kernels.native import library
+from penstock.scheduler.config import ModelSpec
 from penstock.scheduler.models.fused_decoder import FusedDecoder, fuse_decoder
 from penstock.scheduler.models.fused_layer import fuse_layers
+from penstock.scheduler.models.quantize import quantize
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
@@ -44,3 +47,17 @@ def test_arguments_that_would_change_the_answer_are_refused() -> None:
     tokens = torch.zeros(1, 2, dtype=torch.int64)
     with pytest.raises(ValueError, match="attention_mask"):
         model(input_ids=tokens, position_ids=tokens, attention_mask=torch.ones(1, 2))
+
+
+@pytest.mark.skipif(library() is None, reason="no native kernels on this machine")
+def test_exchanged_weights_are_taken() -> None:
+    model = make_model("llama", torch.bfloat16, head_dim=32)
+    fuse_layers(model, lambda linear: True)
+    fuse_decoder(model)
+    decoder = model.base_model
+    assert isinstance(decoder, FusedDecoder)
+    first = decoder.layers[0].describe()
+    quantize(model, ModelSpec("m", "", "generate", quantization="int8"))
+    assert decoder._native is not None
+    assert [layer.qkv for layer in decoder._native._layers] == [layer.qkv_proj.packed for layer in decoder.layers]
+    assert decoder._native._layers[0].qkv is not first.qkv
