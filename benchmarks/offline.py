@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 
 import psutil
@@ -44,6 +45,7 @@ def make_job(number: int, vocab_size: int) -> Submit:
 
 def measure_engine(concurrency: int, num_requests: int) -> float:
     """Tokens a second of a loop that does nothing but step; loads the engine into this process."""
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # as for the worker; read when torch is imported
     from penstock.scheduler.engine import Engine
     from penstock.scheduler.loader import load_runner
 
@@ -56,7 +58,7 @@ def measure_engine(concurrency: int, num_requests: int) -> float:
     def run(first: int, count: int) -> float:
         started = time.perf_counter()
         waiting = iter(range(first, first + count))
-        for number, _ in zip(waiting, range(concurrency), strict=False):
+        for number in islice(waiting, concurrency):
             engine.add(make_job(number, vocab_size))
         num_tokens = 0
         while engine.has_work:
