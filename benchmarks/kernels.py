@@ -21,7 +21,10 @@ from torch.nn import functional
 from penstock.kernels.attention import AttentionBatch, paged_attention
 from penstock.kernels.attention_reference import attend_reference, cache_write_reference
 from penstock.kernels.bitmask import apply_bitmask, apply_bitmask_reference
+from penstock.kernels.encoder import EncoderLayer, EncoderShape, encode_reference
+from penstock.kernels.encoder_native import NativeEncoder
 from penstock.kernels.linear import can_round_to_int8, linear, pack_weight, round_to_int8
+from penstock.kernels.native import library
 from penstock.kernels.rmsnorm import add_rms_norm, add_rms_norm_reference, rms_norm, rms_norm_reference
 from penstock.kernels.rope import rope_cache_write, rope_cache_write_reference
 from penstock.kernels.sampling import sample_rows
@@ -30,6 +33,8 @@ from penstock.kernels.silu_mul import silu_mul, silu_mul_reference
 
 NUM_LAYERS = 4
 LINEAR_ROWS = (1, 8, 32, 128, 256)
+
+ENCODER_TEXTS = ((1, 30), (32, 30), (8, 200))
 
 
 @dataclass(frozen=True)
@@ -98,6 +103,8 @@ def main() -> None:
         if arguments.device == "cpu":
             kinds = ("bf16", "fp32", "int8") if can_round_to_int8() else ("bf16", "fp32")
             measurements += [partial(measure_linear, kind, rows, arguments) for kind in kinds for rows in LINEAR_ROWS]
+        if arguments.device == "cpu" and library() is not None and arguments.dtype != "float16":
+            measurements += [partial(measure_encoder, texts, length, arguments) for texts, length in ENCODER_TEXTS]
         for measurement in measurements:
             result = measurement()
             results.append(result)
@@ -210,6 +217,37 @@ def measure_sampling(kind: str, rows: int, arguments: argparse.Namespace) -> Mea
     bandwidth = logits[0].nbytes / seconds / 1e9
     name = f"{kind}, {rows} x {vocab_size}"
     return Measurement("sample_rows", name, seconds * 1e6, reference_seconds * 1e6, bandwidth)
+
+
+def measure_encoder(texts: int, length: int, arguments: argparse.Namespace) -> Measurement:
+    """All layers of an encoder of MiniLM's size, as many as `NUM_LAYERS`; the gigabytes are those of its weights."""
+    dtype, hidden, heads = getattr(torch, arguments.dtype), 384, 12
+
+    def random(*shape: int) -> torch.Tensor:
+        return (torch.randn(shape) * shape[-1] ** -0.5).to(dtype)
+
+    def affine(outputs: int, inputs: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return random(outputs, inputs), random(outputs)
+
+    norm = random(hidden), random(hidden)
+    layers = [
+        EncoderLayer(
+            qkv=affine(3 * hidden, hidden),
+            output=affine(hidden, hidden),
+            attention_norm=norm,
+            up=affine(4 * hidden, hidden),
+            down=affine(hidden, 4 * hidden),
+            output_norm=norm,
+        )
+        for _ in range(NUM_LAYERS)
+    ]
+    shape = EncoderShape(heads, hidden // heads, (hidden // heads) ** -0.5, 1e-12, "gelu")
+    encode, states, lengths = NativeEncoder(layers, shape), random(texts * length, hidden), [length] * texts
+    seconds = best(lambda layer: encode(states, lengths), "cpu", arguments.seconds)
+    reference_seconds = best(lambda layer: encode_reference(states, lengths, layers, shape), "cpu", 0.0)
+    weight_bytes = NUM_LAYERS * 12 * hidden * hidden * dtype.itemsize
+    name = f"{texts} x {length}"
+    return Measurement("encode", name, seconds * 1e6, reference_seconds * 1e6, weight_bytes / seconds / 1e9)
 
 
 def measure_layer_operation(name: str, rows: int, arguments: argparse.Namespace) -> Measurement:

@@ -5,9 +5,8 @@
 
 The chat workload is 64 prompt tokens and 64 output tokens per request. Weights have the number format that
 `--dtype auto` picks: bfloat16 on a processor with instructions for it, float32 on any other; the server's first table
-names it. Further arguments go to `penstock serve`. Embeddings are compared with `SentenceTransformer.encode`, in
-float32, of the same kind of texts in this process, which runs when the server has ended. Results land in
-benchmarks/results as JSON. Keep the machine quiet: one busy core halves the numbers.
+names it. Further arguments go to `penstock serve`. `embeddings.py` compares embeddings with the library. Results land
+in benchmarks/results as JSON. Keep the machine quiet: one busy core halves the numbers.
 """
 
 import argparse
@@ -21,25 +20,18 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
-from rich.console import Console
-
-from penstock.serving.cli import make_serve_parser
-from penstock.serving.settings import load_settings
-from penstock.serving.shelf.download import fetch_starter
-from penstock.serving.shelf.starter import STARTER_MODELS
-
 RESULTS = Path(os.path.relpath(Path(__file__).parent / "results"))  # short, for it stands in every result
 CHAT_MODEL, EMBEDDING_MODEL = "smollm2-135m-instruct", "all-minilm-l6-v2"
-WORDS = "water under pressure turns the wheel that lights the lamps of the town at night"
 STREAMS = (1, 8, 32)
 PORT = 8234
 
 
 class Server(AbstractContextManager[str]):
-    """`penstock serve` with the starter models; entering gives its URL and prints the time to the first answer."""
+    """`penstock serve`; entering gives its URL and prints the time to the first answer of `model`."""
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], model: str = CHAT_MODEL) -> None:
         self.arguments = arguments
+        self.model = model
 
     def __enter__(self) -> str:
         url = f"http://127.0.0.1:{PORT}"
@@ -52,7 +44,10 @@ class Server(AbstractContextManager[str]):
             if self.process.poll() is not None:
                 raise SystemExit("the server did not start")
             try:
-                ask(url, "/v1/completions", {"model": CHAT_MODEL, "prompt": "Hello", "max_tokens": 1})
+                if self.model == CHAT_MODEL:
+                    ask(url, "/v1/completions", {"model": self.model, "prompt": "Hello", "max_tokens": 1})
+                else:
+                    ask(url, "/v1/embeddings", {"model": self.model, "input": "Hello"})
                 break
             except OSError:
                 continue
@@ -97,19 +92,6 @@ def ingest(url: str, num_clients: int) -> AbstractContextManager[None]:
     return load_beside(url, "--model", EMBEDDING_MODEL, "--concurrency", str(num_clients), *load)
 
 
-def encode_in_process(folder: Path, num_texts: int, batch_size: int) -> float:
-    """Texts a second of the library alone: one call of `encode` over texts of about thirty tokens."""
-    from sentence_transformers import SentenceTransformer
-
-    model = SentenceTransformer(str(folder), device="cpu")
-    words = WORDS.split()
-    texts = [" ".join(words[(i + j) % len(words)] for j in range(28)) for i in range(num_texts)]
-    model.encode(texts[:batch_size], batch_size=batch_size)
-    started = time.perf_counter()
-    model.encode(texts, batch_size=batch_size)
-    return num_texts / (time.perf_counter() - started)
-
-
 def main() -> None:
     """Run the whole table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -138,10 +120,6 @@ def main() -> None:
                     "--endpoint", "chat", "--concurrency", "4", "--num-requests", "12",
                     "--input-len", "64", "--output-len", "64", "--label", f"{options.label} beside embeddings",
                 )  # fmt: skip
-    if not options.skip_embeddings:
-        home = load_settings(vars(make_serve_parser().parse_args(serve_arguments))).home
-        folder = fetch_starter(STARTER_MODELS[EMBEDDING_MODEL], home, Console(stderr=True))
-        print(f"SentenceTransformer.encode in this process: {encode_in_process(folder, 1024, 32):.0f} texts/s")
 
 
 if __name__ == "__main__":
