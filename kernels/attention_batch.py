@@ -38,7 +38,6 @@ class AttentionBatch:
     num_decodes: int
     """The first `num_decodes` rows have exactly one token; the others any number."""
     max_query_len: int
-    max_seq_len: int
     block_size: int
     host: HostBatch
     plans: dict[Hashable, Any] = field(default_factory=dict)
@@ -87,7 +86,6 @@ class AttentionBatch:
             slot_mapping=to_device(slot_mapping),
             num_decodes=next((row for row, length in enumerate(query_lens) if length != 1), len(query_lens)),
             max_query_len=max(query_lens, default=0),
-            max_seq_len=max(seq_lens, default=0),
             block_size=block_size,
             host=host,
         )

@@ -146,8 +146,7 @@ def build_inputs(
     )
     if last is not None and packed.sources.max() >= 0:
         tokens = take_tokens(tokens, sources, last.token_ids)
-    max_seq_len = int(packed.seq_lens.max())
-    max_blocks = -(-max_seq_len // block_size)
+    max_blocks = -(-int(packed.seq_lens.max()) // block_size)
     # A GPU's attention plans nothing on the host.
     if device.type == "cpu":
         host_table = tables.host[packed.seats, :max_blocks]
@@ -165,7 +164,6 @@ def build_inputs(
             slot_mapping=slots,
             num_decodes=packed.num_decodes,
             max_query_len=max((row.num_tokens for row in rows[packed.num_decodes :]), default=1),
-            max_seq_len=max_seq_len,
             block_size=block_size,
             host=HostBatch(host_table, packed.seq_lens, packed.query_start_loc, packed.slots),
         ),

@@ -89,7 +89,6 @@ class DecodeGraphs:
         tables: BlockTables,
         *,
         block_size: int,
-        max_model_len: int,
         vocab_size: int,
         dtype: torch.dtype,
     ) -> None:
@@ -101,7 +100,6 @@ class DecodeGraphs:
             sample_rows: chooses a token for each row.
             tables: where the rows' blocks are.
             block_size: tokens in a KV block.
-            max_model_len: longest sequence.
             vocab_size: V.
             dtype: of the logits.
         """
@@ -110,7 +108,6 @@ class DecodeGraphs:
         self._sample_rows = sample_rows
         self._tables = tables
         self._block_size = block_size
-        self._max_model_len = max_model_len
         self._vocab_size = vocab_size
         self._dtype = dtype
         self._sizes = graph_sizes(len(tables.host))
@@ -210,7 +207,6 @@ class DecodeGraphs:
             slot_mapping=slots,
             num_decodes=size,
             max_query_len=1,
-            max_seq_len=self._max_model_len,
             block_size=self._block_size,
             host=_host(table, seq_lens, query_start_loc, slots),
         )

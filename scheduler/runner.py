@@ -149,7 +149,6 @@ class GenerationRunner:
             lambda logits, params: sample_rows(logits[:, : self.vocab_size], params),
             self._tables,
             block_size=self._block_size,
-            max_model_len=self.max_model_len,
             vocab_size=self.vocab_size,
             dtype=self.dtype,
         )

@@ -87,7 +87,6 @@ def with_kvcache(
         slot_mapping=slots,
         num_decodes=num_rows,
         max_query_len=1,
-        max_seq_len=block_table.shape[1] * page,
         block_size=page,
         host=None,  # type: ignore[arg-type]  # only planning on a CPU reads it
     )

@@ -94,7 +94,6 @@ def make_graphs() -> tuple[DecodeGraphs, RecordedCapture]:
         sample_rows,
         tables,
         block_size=BLOCK_SIZE,
-        max_model_len=BLOCK_SIZE * MAX_BLOCKS,
         vocab_size=VOCAB,
         dtype=torch.float32,
     )
@@ -126,7 +125,7 @@ def expected_logits(packed: PackedRows, tables: BlockTables, last: torch.Tensor 
     seq_lens = torch.from_numpy(packed.seq_lens)
     table = torch.from_numpy(tables.host[packed.seats])
     slots = torch.from_numpy(packed.slots)
-    batch = AttentionBatch(table, seq_lens, seq_lens, slots, 0, 1, 1, BLOCK_SIZE, None)  # type: ignore[arg-type]
+    batch = AttentionBatch(table, seq_lens, seq_lens, slots, 0, 1, BLOCK_SIZE, None)  # type: ignore[arg-type]
     return forward(torch.tensor([tokens]), torch.from_numpy(packed.positions).unsqueeze(0), batch)
 
 
