@@ -115,8 +115,7 @@ class DecodeGraphs:
         largest = self._sizes[-1]
         self._inputs = torch.zeros(packed_bytes(_padding(largest)), dtype=torch.uint8, device=device)
         self._query_start_loc = torch.arange(largest + 1, dtype=torch.int32, device=device)
-        num_last = max(largest, len(tables.host))  # a step without a graph may have more rows
-        self._last = torch.zeros(num_last, dtype=torch.int64, device=device)
+        self._last = torch.zeros(largest, dtype=torch.int64, device=device)
         self._logits: torch.Tensor | None = None  # [largest, V], taken when somebody first wants to see logits
         self._replays: dict[tuple[int, bool], Callable[[], None]] = {}
         self._works = True
@@ -177,8 +176,11 @@ class DecodeGraphs:
         if params is not None:
             arrays[6][:num_rows] = params
         upload_into(self._inputs, arrays)
-        if last is not None and last.token_ids.data_ptr() != self._last.data_ptr():
-            self._last[: len(last.token_ids)].copy_(last.token_ids)
+        if last is not None and last.token_ids.data_ptr() != self._last.data_ptr() and packed.sources.max() >= 0:
+            # A step without a graph has sampled, any number of tokens: they are put in before the graph.
+            tokens, sources = views(self._inputs, arrays)[:2]
+            tokens.copy_(take_tokens(tokens, sources, last.token_ids))
+            sources.fill_(-1)
         if replay := self._replays.get((size, want_logits)):
             replay()
             return

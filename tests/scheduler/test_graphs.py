@@ -1,5 +1,6 @@
 """Graphs of decode steps, with a capture on the CPU that replays exactly the operations it has recorded."""
 
+import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import pytest
 import torch
 from engine_harness import make_engine, make_job, run
 from test_overlap import assert_same, some_jobs, step_through
+from test_speculation import eager
 from tiny_models import make_tiny, make_tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map
@@ -141,7 +143,7 @@ def test_a_replay_reads_this_steps_inputs_and_nothing_else() -> None:
         given = None if last is None else LastTokens(last, {})
         if step % 5 == 4:  # somebody wants to see the logits, and chooses without the graph
             assert torch.equal(graphs.logits(packed, given), logits)
-            last = torch.from_numpy(rng.integers(0, VOCAB, num_rows))
+            last = torch.from_numpy(rng.integers(0, VOCAB, 5 * num_rows))  # after guesses too: more than rows
         else:
             params = torch.from_numpy(rng.random((num_rows, 5)))
             last = graphs.sample(packed, params, given)
@@ -194,8 +196,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("seed", range(2))
 def test_any_mix_of_jobs_is_told_the_same(folder: Path, seed: int) -> None:
-    import random
-
     jobs = some_jobs(random.Random(200 + seed), 20)
     limits: dict[str, Any] = {"num_blocks": 24, "block_size": 8, "max_num_batched_tokens": 24, "max_num_seqs": 6}
     expected = step_through(make_engine(folder, **limits), jobs)
@@ -206,6 +206,21 @@ def test_any_mix_of_jobs_is_told_the_same(folder: Path, seed: int) -> None:
     for job in jobs:
         assert_same(actual[job.request_id], expected[job.request_id])
     assert capture.num_captured >= 3
+
+
+@pytest.mark.parametrize("overlap", ["on", "off"])
+def test_steps_with_guesses_and_graphs_take_turns(folder: Path, overlap: str) -> None:
+    jobs = some_jobs(random.Random(300), 12)
+    jobs += [make_job([5, 6] * 6, max_tokens=20, seed=seed, logit_bias={5: 4.0, 6: 4.0}) for seed in range(4)]
+    expected = step_through(make_engine(folder), jobs)
+    engine = eager(make_engine(folder, overlap=overlap, max_num_seqs=2))  # fewer requests than tokens of a step
+    capture = Repeat()
+    engine._generation["m"].use_graphs(capture)
+    actual = step_through(engine, jobs)
+    for job in jobs:
+        assert_same(actual[job.request_id], expected[job.request_id])
+    assert capture.num_captured >= 2
+    assert engine.stats()["m"].draft_tokens > 0
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt_oss"])
