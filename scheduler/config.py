@@ -7,7 +7,7 @@ ModelKind = Literal["generate", "embed", "score"]
 """score: a cross-encoder, which rates pairs of texts."""
 DeviceName = Literal["auto", "cuda", "cpu"]
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
-Quantization = Literal["none", "int8"]
+Quantization = Literal["none", "int8", "fp8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,7 +22,7 @@ class ModelSpec:
     dtype: DtypeName = "auto"
     """auto: the checkpoint's own on a GPU; on a CPU bfloat16 for generation where it is native, else float32."""
     quantization: Quantization = "none"
-    """int8: linear layers of a generation model in 8 bits, on a CPU; less exact and about twice as fast."""
+    """Linear layers of a generation model in 8 bits. int8: on a CPU, about twice as fast; fp8: on a GPU with float8."""
     max_model_len: int = 0
     """Longest sequence, prompt and output together; 0: what the model's config allows."""
     trust_remote_code: bool = False

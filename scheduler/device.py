@@ -84,6 +84,11 @@ def total_memory(device: str) -> int:
     return total
 
 
+def has_float8(device: torch.device) -> bool:
+    """Whether the device computes with float8; a CPU does in torch's own code, slowly."""
+    return device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
 def return_memory(device: str) -> None:
     """Give memory that was freed back to the system, for other programs and for `available_memory` to see."""
     if device == "cuda":

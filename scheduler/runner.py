@@ -136,6 +136,7 @@ class GenerationRunner:
             if expected is not None:
                 self_check.check_packed(model, runner._caches, config.block_size, expected)
             quantize(model, spec)
+            devices.return_memory(runner.device.type)  # what packing and rounding have freed
             runner.warm_up()
             if runner.device.type == "cuda" and config.use_graphs:
                 runner.use_graphs(CudaCapture())

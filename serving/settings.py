@@ -99,7 +99,8 @@ class Settings(BaseSettings):
     )
     quantization: Quantization = Field(
         default="none",
-        description="int8: linear layers of chat models in 8 bits, faster and less exact; on CPUs with avx512_bf16",
+        description="linear layers of chat models in 8 bits, less exact: int8 on CPUs with avx512_bf16; fp8 on GPUs "
+        "with float8 (NVIDIA Ada, Hopper and later), on a CPU only for trials, since it is slow there",
     )
     max_model_len: int = Field(
         default=0, ge=0, description="longest prompt and output together, in tokens; 0: what the model allows"

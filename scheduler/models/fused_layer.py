@@ -22,6 +22,7 @@ from penstock.kernels.rope import rope_cache_write
 from penstock.kernels.silu_mul import silu_mul
 
 from ..context import LayerCall, Trial, current_context, forward_context
+from .fp8_linear import add_norm_linear, norm_linear, silu_mul_linear
 from .linear import PackedLinear, concatenate, is_plain
 from .rms_norm import RMSNorm, fast_rms_norm
 
@@ -81,7 +82,7 @@ class FusedDecoderLayer(nn.Module):
         states, call = hidden_states[0], self._call  # [T, E]
         num_tokens = states.shape[0]
         cos, sin = position_embeddings
-        projected = self.qkv_proj(self.input_layernorm(states))  # [T, (H + 2K) * D]
+        projected = norm_linear(self.input_layernorm, self.qkv_proj, states)  # [T, (H + 2K) * D]
         attended = current_context().attend_stored(
             call.layer_idx,
             call.shape,
@@ -91,9 +92,16 @@ class FusedDecoderLayer(nn.Module):
             sliding_window=call.sliding_window,
             softcap=call.softcap,
         )  # [T, H, D]
-        states = _linear_add(self.o_proj, attended.view(num_tokens, -1), states)
-        gate_up = self.gate_up_proj(self.post_attention_layernorm(states))  # [T, 2F]
-        return _linear_add(self.down_proj, self._gate(gate_up), states).unsqueeze(0)
+        attended = attended.view(num_tokens, -1)
+        if isinstance(self.o_proj, PackedLinear) and isinstance(self.down_proj, PackedLinear):
+            states = self.o_proj.forward_add(attended, states)
+            gate_up = self.gate_up_proj(self.post_attention_layernorm(states))  # [T, 2F]
+            return self.down_proj.forward_add(self._gate(gate_up), states).unsqueeze(0)
+        gate_up, states = add_norm_linear(
+            self.o_proj(attended), states, self.post_attention_layernorm, self.gate_up_proj
+        )  # [T, 2F], [T, E]
+        down = silu_mul_linear(gate_up, self.down_proj) if self._is_silu else self.down_proj(self._gate(gate_up))
+        return states.add_(down).unsqueeze(0)
 
     def describe(self) -> DecoderLayer | None:
         """The layer for `kernels.decoder_layers`; None if it is none of Llama's kind, packed for the CPU."""
@@ -242,11 +250,3 @@ def _has_usual_parts(layer: Any) -> bool:
         and all(len({(attention | mlp)[name].bias is None for name in names}) == 1 for names in together)
         and all(norm.weight.shape == (head_dim,) for norm in norms)
     )
-
-
-def _linear_add(linear: nn.Module, inputs: torch.Tensor, residual: torch.Tensor) -> torch.Tensor:
-    """`linear(inputs) + residual`."""
-    if isinstance(linear, PackedLinear):
-        return linear.forward_add(inputs, residual)
-    output: torch.Tensor = linear(inputs)
-    return output.add_(residual)

@@ -39,7 +39,7 @@ class PackedLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, bias={self.has_bias}"
 
 
-class FusedLinear:
+class FusedLinear(nn.Module):
     """Several linear layers of one input as one product.
 
     The model still calls each layer: the first call computes the product for all, and every later call with the very
@@ -49,7 +49,8 @@ class FusedLinear:
 
     def __init__(self, linear: nn.Module, sizes: list[int]) -> None:
         """`linear` computes the concatenated outputs, whose sizes are `sizes`."""
-        self._linear = linear
+        super().__init__()
+        self.linear = linear
         self._sizes = sizes
         self._input: torch.Tensor | None = None
         self._slices: list[torch.Tensor | None] = []
@@ -59,7 +60,7 @@ class FusedLinear:
         output = self._slices[index] if self._input is inputs else None
         if output is None:
             self._input = inputs
-            self._slices = list(self._linear(inputs).split(self._sizes, dim=-1))
+            self._slices = list(self.linear(inputs).split(self._sizes, dim=-1))
             output = self._slices[index]
             assert output is not None
         self._slices[index] = None

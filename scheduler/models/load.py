@@ -35,7 +35,7 @@ def load_decoder(
     max_model_len = resolve_max_model_len(config, spec.max_model_len, spec.name)
     check_config(config, max_model_len, trust_remote_code=spec.trust_remote_code)
     dtype = choose_dtype(spec, config, device)
-    check_quantization(spec, device, dtype)
+    check_quantization(spec, config, device, dtype)
     register()
     with report_loading(progress):
         try:

@@ -44,9 +44,9 @@ def test_bfloat16_stays_within_rounding(family: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("family", "fused", "packed", "norms"),
     [
-        ("llama", 5 * 3, 2 * 3 + 1, 2 * 3 + 1),  # q k v gate up; o down, lm_head; two a layer and the last
-        ("qwen3", 5 * 3, 2 * 3 + 1, 4 * 3 + 1),
-        ("gemma2", 5 * 4, 2 * 4 + 1, 4 * 4 + 1),
+        ("llama", 5 * 3, 4 * 3 + 1, 2 * 3 + 1),  # q k v gate up; qkv gate_up o down, lm_head; two a layer and the last
+        ("qwen3", 5 * 3, 4 * 3 + 1, 4 * 3 + 1),
+        ("gemma2", 5 * 4, 4 * 4 + 1, 4 * 4 + 1),
         ("phi3", 0, 4 * 3 + 1, 2 * 3 + 1),  # fused by its authors
         ("gpt2", 0, 1, 0),  # Conv1D is no Linear
     ],
