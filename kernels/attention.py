@@ -8,7 +8,7 @@ import torch
 
 from .attention_batch import AttentionBatch
 from .cache_write import cache_write
-from .dispatch import attention_for
+from .dispatch import attention_for, scaled_attention_for
 
 __all__ = ["AttentionBatch", "cached_attention", "paged_attention"]
 
@@ -25,6 +25,8 @@ def paged_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
+    key_scale: torch.Tensor | None = None,
+    value_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Store the step's keys and values, then attend causally from each token to its row's keys.
 
@@ -41,6 +43,8 @@ def paged_attention(
         sliding_window: as there.
         softcap: as there.
         sinks: as there.
+        key_scale: as there.
+        value_scale: as there.
 
     Returns:
         [T, H, Dv] of the query's dtype, contiguous.
@@ -48,9 +52,19 @@ def paged_attention(
     Raises:
         ValueError: the tensors' shapes or dtypes do not fit each other or the batch.
     """
-    cache_write(key, value, key_cache, value_cache, batch)
-    attend = attention_for(query, key_cache, value_cache)
-    return attend(query, key_cache, value_cache, batch, scale, sliding_window, softcap, sinks)
+    cache_write(key, value, key_cache, value_cache, batch, key_scale=key_scale, value_scale=value_scale)
+    return cached_attention(
+        query,
+        key_cache,
+        value_cache,
+        batch,
+        scale=scale,
+        sliding_window=sliding_window,
+        softcap=softcap,
+        sinks=sinks,
+        key_scale=key_scale,
+        value_scale=value_scale,
+    )
 
 
 def cached_attention(
@@ -63,6 +77,8 @@ def cached_attention(
     sliding_window: int | None = None,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
+    key_scale: torch.Tensor | None = None,
+    value_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Attend causally from each token to its row's keys, which are in the cache, those of the step among them.
 
@@ -80,6 +96,8 @@ def cached_attention(
         sliding_window: newest keys a token sees, its own included; None: all.
         softcap: scores become `softcap * tanh(score / softcap)` (Gemma 2, arXiv 2408.00118); None: they stay.
         sinks: [H]; one more logit a head in the softmax's denominator, without a value (gpt-oss); None: none.
+        key_scale: [K] float32; the caches are then float8 e4m3 and hold keys divided by the scale of their head.
+        value_scale: [K] float32, likewise; given if and only if `key_scale` is.
 
     Returns:
         [T, H, Dv] of the query's dtype, contiguous.
@@ -87,5 +105,7 @@ def cached_attention(
     Raises:
         ValueError: the tensors' shapes or dtypes do not fit each other or the batch.
     """
-    attend = attention_for(query, key_cache, value_cache)
-    return attend(query, key_cache, value_cache, batch, scale, sliding_window, softcap, sinks)
+    arguments = (query, key_cache, value_cache, batch, scale, sliding_window, softcap, sinks)
+    if key_scale is None:
+        return attention_for(query, key_cache, value_cache)(*arguments)
+    return scaled_attention_for(query.device.type)(*arguments, key_scale=key_scale, value_scale=value_scale)

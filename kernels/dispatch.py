@@ -17,6 +17,9 @@ AttentionFunction: TypeAlias = Callable[
 """`cached_attention` with positional arguments: query, key_cache, value_cache, batch, scale, sliding_window, softcap,
 sinks."""
 
+ScaledAttentionFunction: TypeAlias = Callable[..., Tensor]
+"""The same, and `key_scale` and `value_scale` by name: over caches of float8."""
+
 CacheWriteFunction: TypeAlias = Callable[[Tensor, Tensor, Tensor, Tensor, AttentionBatch], None]
 """`cache_write`: key, value, key_cache, value_cache, batch."""
 
@@ -26,6 +29,16 @@ def attention_for(query: Tensor, key_cache: Tensor, value_cache: Tensor) -> Atte
     if query.device.type != "cpu":
         return _triton_attention()
     return _cpu_attention(query.dtype, query.shape[1], key_cache.shape[1:], value_cache.shape[3])
+
+
+@cache
+def scaled_attention_for(device_type: str) -> ScaledAttentionFunction:
+    """What computes `cached_attention` over caches of float8, for "cpu" or "cuda"."""
+    if device_type != "cpu":
+        return _triton_attention()
+    from .attention_cpu_float8 import attend
+
+    return attend
 
 
 @cache

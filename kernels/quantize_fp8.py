@@ -63,6 +63,11 @@ def silu_mul_fp8(gate_up: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return silu_mul_fp8_triton(gate_up)
 
 
+def quantize_heads_fp8(states: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Keys or values [T, K, D] in float8 e4m3, divided by the scale of their head, [K] float32."""
+    return (states.float() / scale.unsqueeze(1)).clamp_(-MAX_FP8, MAX_FP8).to(FP8)
+
+
 def quantize_fp8_reference(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """`quantize_fp8` in plain torch."""
     wide = x.float()

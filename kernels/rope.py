@@ -7,6 +7,7 @@ in the paged cache. Legend: T packed tokens, H query heads, K kv heads, D head d
 import torch
 
 from .cache_write_cpu import as_pages, cache_rows, pages_per_block, write_rows
+from .quantize_fp8 import quantize_heads_fp8
 from .rmsnorm import rms_norm_reference
 from .rope_native import fits, rope_cache_write_native
 
@@ -23,6 +24,9 @@ def rope_cache_write(
     q_norm_weight: torch.Tensor | None = None,
     k_norm_weight: torch.Tensor | None = None,
     eps: float = 0.0,
+    *,
+    key_scale: torch.Tensor | None = None,
+    value_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Norm and rotate queries and keys, and store keys and values.
 
@@ -41,17 +45,21 @@ def rope_cache_write(
         q_norm_weight: [D], of the RMS norm of each query head before the rotation; None: none.
         k_norm_weight: [D], of each key head; given if and only if `q_norm_weight` is.
         eps: added to the mean square of those norms.
+        key_scale: [K] float32; the caches are then float8 e4m3 and get keys divided by the scale of their head.
+        value_scale: [K] float32, likewise; given if and only if `key_scale` is.
 
     Returns:
         The queries, [T, H, D] of the dtype of `qkv`, contiguous.
     """
     arguments = (qkv, cos, sin, key_cache, value_cache, slot_mapping, num_heads, num_kv_heads)
+    norms = (q_norm_weight, k_norm_weight, eps)
+    if qkv.is_cpu and fits(qkv, cos, key_cache):  # which caches of float8 do not
+        return rope_cache_write_native(*arguments, *norms)
     if qkv.is_cpu:
-        fast = rope_cache_write_native if fits(qkv, cos, key_cache) else rope_cache_write_reference
-        return fast(*arguments, q_norm_weight, k_norm_weight, eps)
+        return rope_cache_write_reference(*arguments, *norms, key_scale=key_scale, value_scale=value_scale)
     from .rope_triton import rope_cache_write_triton
 
-    return rope_cache_write_triton(*arguments, q_norm_weight, k_norm_weight, eps)
+    return rope_cache_write_triton(*arguments, *norms, key_scale=key_scale, value_scale=value_scale)
 
 
 def rope_cache_write_reference(
@@ -66,6 +74,9 @@ def rope_cache_write_reference(
     q_norm_weight: torch.Tensor | None = None,
     k_norm_weight: torch.Tensor | None = None,
     eps: float = 0.0,
+    *,
+    key_scale: torch.Tensor | None = None,
+    value_scale: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """`rope_cache_write` in plain torch; rounds between its parts, as transformers does."""
     num_rotated = num_heads + num_kv_heads
@@ -74,7 +85,12 @@ def rope_cache_write_reference(
         query = rms_norm_reference(query, q_norm_weight, eps)
         key = rms_norm_reference(key, k_norm_weight, eps)
     rotated = _rotate(torch.cat((query, key), dim=1), cos, sin)  # [T, H + K, D]
-    _write(rotated[:, num_heads:], key_cache, slot_mapping)
+    key = rotated[:, num_heads:]
+    if key_scale is not None and value_scale is not None:
+        key, value = quantize_heads_fp8(key, key_scale), quantize_heads_fp8(value, value_scale)
+        # As bytes, because torch copies no rows of float8 on a CPU.
+        key, value, key_cache, value_cache = (one.view(torch.uint8) for one in (key, value, key_cache, value_cache))
+    _write(key, key_cache, slot_mapping)
     _write(value, value_cache, slot_mapping)
     return rotated[:, :num_heads].contiguous()
 

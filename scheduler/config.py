@@ -8,6 +8,7 @@ ModelKind = Literal["generate", "embed", "score"]
 DeviceName = Literal["auto", "cuda", "cpu"]
 DtypeName = Literal["auto", "bfloat16", "float16", "float32"]
 Quantization = Literal["none", "int8", "fp8"]
+KVCacheDtype = Literal["auto", "fp8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +24,8 @@ class ModelSpec:
     """auto: the checkpoint's own on a GPU; on a CPU bfloat16 for generation where it is native, else float32."""
     quantization: Quantization = "none"
     """Linear layers of a generation model in 8 bits. int8: on a CPU, about twice as fast; fp8: on a GPU with float8."""
+    kv_cache_dtype: KVCacheDtype = "auto"
+    """Number format of keys and values; auto: that of the weights; fp8: float8, half the memory, on a GPU with it."""
     max_model_len: int = 0
     """Longest sequence, prompt and output together; 0: what the model's config allows."""
     trust_remote_code: bool = False

@@ -21,9 +21,9 @@ from .layer_cache import LayerCache, LayerShape
 
 # T packed tokens, H query heads, K kv heads, D head dim (Dv of the values), B blocks, S block size
 
-Store: TypeAlias = Callable[[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Given a layer's projections [T, ...], its key cache [B, K, S, D], its value cache [B, K, S, Dv] and the step's slots
-[T], puts the keys and values of the projections there and returns the queries [T, H, D], positions applied."""
+Store: TypeAlias = Callable[[torch.Tensor, LayerCache, torch.Tensor], torch.Tensor]
+"""Given a layer's projections [T, ...], its cache and the step's slots [T], puts the keys and values of the projections
+there and returns the queries [T, H, D], positions applied."""
 
 
 class ForwardContext(Protocol):
@@ -95,6 +95,8 @@ class PagedContext:
             sliding_window=sliding_window,
             softcap=softcap,
             sinks=sinks,
+            key_scale=cache.key_scale,
+            value_scale=cache.value_scale,
         )
 
     def attend_stored(
@@ -111,9 +113,17 @@ class PagedContext:
         """Let the layer store its keys and values, then attend to the cache."""
         self.layers_run.append(layer_idx)
         cache = self.caches[layer_idx]
-        query = store(projections, cache.key, cache.value, self.batch.slot_mapping)
+        query = store(projections, cache, self.batch.slot_mapping)
         return cached_attention(
-            query, cache.key, cache.value, self.batch, scale=scale, sliding_window=sliding_window, softcap=softcap
+            query,
+            cache.key,
+            cache.value,
+            self.batch,
+            scale=scale,
+            sliding_window=sliding_window,
+            softcap=softcap,
+            key_scale=cache.key_scale,
+            value_scale=cache.value_scale,
         )
 
 
@@ -175,7 +185,7 @@ class Trial:
             torch.zeros(1, shape.num_kv_heads, num_tokens, dim, dtype=shape.dtype, device=device)
             for dim in (shape.head_dim, shape.value_head_dim)
         )
-        query = store(projections, key_cache, value_cache, torch.arange(num_tokens, device=device))
+        query = store(projections, LayerCache(key_cache, value_cache), torch.arange(num_tokens, device=device))
         return self.attend(
             layer_idx,
             query,

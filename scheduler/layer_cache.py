@@ -32,10 +32,20 @@ class LayerShape:
 
 @dataclass(frozen=True, slots=True)
 class LayerCache:
-    """The paged keys and values of one layer."""
+    """The paged keys and values of one layer; those in float8 are divided by the scale of their head."""
 
     key: torch.Tensor  # [B, K, S, D]
     value: torch.Tensor  # [B, K, S, Dv]
+    key_scale: torch.Tensor | None = None  # [K] float32, as in `KVScales`; both or none
+    value_scale: torch.Tensor | None = None  # [K] float32
+
+
+@dataclass(frozen=True, slots=True)
+class KVScales:
+    """What keys and values in float8 have been divided by, by head."""
+
+    key: torch.Tensor  # [K] float32
+    value: torch.Tensor  # [K] float32
 
 
 def bytes_per_block(shapes: Mapping[int, LayerShape], block_size: int) -> int:
@@ -54,8 +64,19 @@ def bytes_per_block(shapes: Mapping[int, LayerShape], block_size: int) -> int:
     return -(-needed // unit) * unit
 
 
-def view_caches(arena: torch.Tensor, shapes: Mapping[int, LayerShape], block_size: int) -> dict[int, LayerCache]:
+def view_caches(
+    arena: torch.Tensor,
+    shapes: Mapping[int, LayerShape],
+    block_size: int,
+    scales: Mapping[int, KVScales] | None = None,
+) -> dict[int, LayerCache]:
     """The cache of every layer, by layer index, as views of `arena`, a flat tensor of bytes.
+
+    Args:
+        arena: all the memory.
+        shapes: of the layers.
+        block_size: tokens in a block.
+        scales: of all layers, if they are in float8.
 
     Raises:
         ValueError: not even one block fits.
@@ -76,7 +97,10 @@ def view_caches(arena: torch.Tensor, shapes: Mapping[int, LayerShape], block_siz
             (num_blocks, shape.num_kv_heads, block_size, head_dim), (block_bytes // size, page, head_dim, 1), start
         )
 
-    return {
-        layer_idx: LayerCache(view(shape, shape.head_dim), view(shape, shape.value_head_dim))
-        for layer_idx, shape in shapes.items()
-    }
+    caches = {}
+    for layer_idx, shape in shapes.items():
+        cache = LayerCache(view(shape, shape.head_dim), view(shape, shape.value_head_dim))
+        if scales is not None:
+            cache = LayerCache(cache.key, cache.value, scales[layer_idx].key, scales[layer_idx].value)
+        caches[layer_idx] = cache
+    return caches

@@ -6,11 +6,13 @@ waits for a GPU: it may be called for the next step while the device computes th
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from transformers import PreTrainedModel
 
 from penstock.kernels.attention import AttentionBatch
+from penstock.kernels.quantize_fp8 import FP8
 from penstock.kernels.sampling import sample_rows
 
 from . import device as devices
@@ -21,10 +23,11 @@ from .context import PagedContext, Trial, forward_context
 from .errors import ModelLoadError, PenstockError
 from .grammar import GrammarCompiler
 from .graphs import Capture, CudaCapture, DecodeGraphs
-from .layer_cache import LayerCache, LayerShape, bytes_per_block, view_caches
+from .layer_cache import KVScales, LayerCache, LayerShape, bytes_per_block, view_caches
 from .masks import MaskFiller
 from .models import self_check
 from .models.admission import PROVEN
+from .models.kv_scales import NUM_TOKENS, measure_scales
 from .models.load import eos_token_ids, load_decoder
 from .models.quantize import quantize
 from .models.surgery import speed_up
@@ -73,6 +76,8 @@ class GenerationRunner:
         self._model = model
         self._shapes = shapes
         self._block_size = block_size
+        self._kv_scales: dict[int, KVScales] | None = None
+        """Of keys and values in float8."""
         self._caches: dict[int, LayerCache] = {}
         self._tables = BlockTables(max_num_seqs, -(-max_model_len // block_size), self.device)
         self._last: LastTokens | None = None
@@ -131,11 +136,12 @@ class GenerationRunner:
             runner = cls(spec, model, max_model_len, _probe_shapes(model), config.block_size, config.max_num_seqs)
             speed_up(model, lambda done: progress("packing weights", _READING_SHARE + done * (1 - _READING_SHARE)))
             # A little memory of its own to try the model out in; `use_kv_memory` follows when it is to serve.
-            num_bytes = self_check.NUM_BLOCKS * runner.kv_bytes_per_block
-            runner.use_kv_memory(torch.zeros(num_bytes, dtype=torch.uint8, device=model.device))
+            runner._use_blocks(self_check.NUM_BLOCKS)
             if expected is not None:
                 self_check.check_packed(model, runner._caches, config.block_size, expected)
             quantize(model, spec)
+            if spec.kv_cache_dtype == "fp8":
+                runner._store_float8()
             devices.return_memory(runner.device.type)  # what packing and rounding have freed
             runner.warm_up()
             if runner.device.type == "cuda" and config.use_graphs:
@@ -168,7 +174,19 @@ class GenerationRunner:
     def use_kv_memory(self, memory: torch.Tensor) -> None:
         """Keep keys and values in `memory` from now on, a flat tensor of bytes with room for at least one block."""
         self.leave_kv_memory()
-        self._caches = view_caches(memory, self._shapes, self._block_size)
+        self._caches = view_caches(memory, self._shapes, self._block_size, self._kv_scales)
+
+    def _use_blocks(self, num_blocks: int) -> None:
+        """Take memory of this model's own for so many blocks."""
+        num_bytes = num_blocks * self.kv_bytes_per_block
+        self.use_kv_memory(torch.zeros(num_bytes, dtype=torch.uint8, device=self.device))
+
+    def _store_float8(self) -> None:
+        """Keep keys and values in float8 from now on, in half the memory."""
+        self._use_blocks(max(1, min(NUM_TOKENS, self.max_model_len) // self._block_size))
+        self._kv_scales = measure_scales(self._model, self._caches)
+        self._shapes = {index: replace(shape, dtype=FP8) for index, shape in self._shapes.items()}
+        self._use_blocks(1)
 
     def warm_up(self) -> None:
         """Run a small prompt and one decode step the way `execute` does; overwrites block 0.

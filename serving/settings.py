@@ -15,7 +15,15 @@ from pydantic import ByteSize, Field, ValidationError, field_validator, model_va
 from pydantic.fields import FieldInfo
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
-from penstock.scheduler.config import DeviceName, DtypeName, EngineConfig, ModelKind, ModelSpec, Quantization
+from penstock.scheduler.config import (
+    DeviceName,
+    DtypeName,
+    EngineConfig,
+    KVCacheDtype,
+    ModelKind,
+    ModelSpec,
+    Quantization,
+)
 
 from .shelf.card import ModelCard
 from .shelf.residency import LoadingPolicy
@@ -101,6 +109,11 @@ class Settings(BaseSettings):
         default="none",
         description="linear layers of chat models in 8 bits, less exact: int8 on CPUs with avx512_bf16; fp8 on GPUs "
         "with float8 (NVIDIA Ada, Hopper and later), on a CPU only for trials, since it is slow there",
+    )
+    kv_cache_dtype: KVCacheDtype = Field(
+        default="auto",
+        description="number format of the keys and values of chat models; fp8: float8, half the memory and so "
+        "twice the tokens, on the same GPUs, and on a CPU only for trials",
     )
     max_model_len: int = Field(
         default=0, ge=0, description="longest prompt and output together, in tokens; 0: what the model allows"
@@ -247,6 +260,7 @@ class Settings(BaseSettings):
             kind=card.kind,
             dtype=self.dtype_of(card.kind),
             quantization=self.quantization if card.kind == "generate" else "none",
+            kv_cache_dtype=self.kv_cache_dtype if card.kind == "generate" else "auto",
             max_model_len=self.max_model_len if card.kind == "generate" else 0,
             trust_remote_code=self.trust_remote_code,
         )

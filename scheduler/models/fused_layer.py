@@ -22,6 +22,7 @@ from penstock.kernels.rope import rope_cache_write
 from penstock.kernels.silu_mul import silu_mul
 
 from ..context import LayerCall, Trial, current_context, forward_context
+from ..layer_cache import LayerCache
 from .fp8_linear import add_norm_linear, norm_linear, silu_mul_linear
 from .linear import PackedLinear, concatenate, is_plain
 from .rms_norm import RMSNorm, fast_rms_norm
@@ -135,8 +136,7 @@ class FusedDecoderLayer(nn.Module):
         cos: torch.Tensor,
         sin: torch.Tensor,
         heads: torch.Tensor,
-        key_cache: torch.Tensor,
-        value_cache: torch.Tensor,
+        cache: LayerCache,
         slot_mapping: torch.Tensor,
     ) -> torch.Tensor:
         """`rope_cache_write` of this layer."""
@@ -145,14 +145,16 @@ class FusedDecoderLayer(nn.Module):
             heads,
             cos,
             sin,
-            key_cache,
-            value_cache,
+            cache.key,
+            cache.value,
             slot_mapping,
             self._num_heads,
             self._num_kv_heads,
             None if query is None else query.weight,
             None if key is None else key.weight,
             0.0 if query is None else query.eps,
+            key_scale=cache.key_scale,
+            value_scale=cache.value_scale,
         )
 
     def _gate(self, gate_up: torch.Tensor) -> torch.Tensor:

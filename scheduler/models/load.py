@@ -12,6 +12,7 @@ from ..config import ModelSpec
 from ..errors import ModelLoadError
 from .admission import check_config, resolve_max_model_len
 from .attention import ATTENTION_NAME, register
+from .kv_scales import check_kv_cache
 from .quantize import check_quantization
 
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -36,6 +37,7 @@ def load_decoder(
     check_config(config, max_model_len, trust_remote_code=spec.trust_remote_code)
     dtype = choose_dtype(spec, config, device)
     check_quantization(spec, config, device, dtype)
+    check_kv_cache(spec, device)
     register()
     with report_loading(progress):
         try:

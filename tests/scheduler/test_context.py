@@ -11,13 +11,11 @@ PROJECTIONS = torch.randn(6, HEADS + 4, 16, generator=torch.Generator().manual_s
 QUERY, KEY, VALUE = PROJECTIONS.split([HEADS, 2, 2], dim=1)
 
 
-def store(
-    projections: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, slots: torch.Tensor
-) -> torch.Tensor:
+def store(projections: torch.Tensor, cache: LayerCache, slots: torch.Tensor) -> torch.Tensor:
     query, key, value = projections.split([HEADS, 2, 2], dim=1)
-    block_size = key_cache.shape[2]
-    key_cache[slots // block_size, :, slots % block_size] = key
-    value_cache[slots // block_size, :, slots % block_size] = value
+    block_size = cache.key.shape[2]
+    cache.key[slots // block_size, :, slots % block_size] = key
+    cache.value[slots // block_size, :, slots % block_size] = value
     return query
 
 
