@@ -46,7 +46,7 @@ class Drafter:
     Attributes:
         acceptance: share of guessed tokens that came true, the newest ones counting most.
         num_drafted: guessed tokens that were computed.
-        num_accepted: those of them that came true.
+        num_accepted: those of them that came true and belong to the output.
     """
 
     def __init__(self, num_tokens: int, min_ngram: int, max_ngram: int) -> None:
@@ -75,11 +75,6 @@ class Drafter:
         if not self._guess:
             self._guess, self._guess_start = guess, len(token_ids)
         return guess
-
-    def count(self, num_drafted: int, num_accepted: int) -> None:
-        """A guess was computed."""
-        self.num_drafted += num_drafted
-        self.num_accepted += num_accepted
 
     def _look_up(self, token_ids: Sequence[int]) -> list[int]:
         for index in self._indexes:

@@ -292,7 +292,9 @@ class Engine:
             sampled = launch.results.collect()
         except Exception:  # a GPU reports here what went wrong in it
             logger.exception("a step of %s failed with %d requests in it", batch.model, len(batch.rows))
-            return self._maker.fail(batch.rows)
+            # What was launched after it may have read what it should have left in the KV cache.
+            later = [row for each in self._in_flight if each.batch.model == batch.model for row in each.batch.rows]
+            return self._maker.fail(batch.rows + later)
         # The device began when it was told to, or after what it had to do before that.
         done = time.perf_counter()
         num_streams = sum(row.is_stream for row in batch.rows)

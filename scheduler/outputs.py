@@ -48,8 +48,8 @@ class OutputMaker:
         return outputs
 
     def fail(self, rows: list[ScheduledRow]) -> list[RequestOutput]:
-        """End every request of a batch that failed; its blocks may hold anything, so the prefix cache forgets all."""
-        failed = [row.request for row in rows if _is_alive(row)]
+        """End every request of rows that failed; its blocks may hold anything, so the prefix cache forgets all."""
+        failed = list(dict.fromkeys(row.request for row in rows if _is_alive(row)))
         for request in failed:
             self._scheduler.finish(request)
         for model in {row.request.model for row in rows}:
@@ -67,16 +67,20 @@ class OutputMaker:
         if request.num_computed_tokens == row.end:  # else it was preempted meanwhile, and nothing is computed
             request.num_computed_tokens -= len(row.drafts) - num_accepted
         lane = self._scheduler.generation_lanes[request.model]
-        lane.num_draft_tokens += len(row.drafts)
-        lane.num_accepted_tokens += num_accepted
         assert request.drafter is not None
-        request.drafter.count(len(row.drafts), num_accepted)
-        output = self._append(request, tokens[0], now, eos_token_ids)
-        for token in tokens[1 : num_accepted + 1]:
+        lane.num_draft_tokens += len(row.drafts)
+        request.drafter.num_drafted += len(row.drafts)
+        request.num_pending_tokens += num_accepted
+        output: RequestOutput | None = None
+        for index, token in enumerate(tokens[: num_accepted + 1]):
+            if index < num_accepted:
+                lane.num_accepted_tokens += 1
+                request.drafter.num_accepted += 1
+            appended = self._append(request, token, now, eos_token_ids)
+            output = appended if output is None else _joined(output, appended)
             if output.finish_reason is not None:
                 break
-            request.num_pending_tokens += 1
-            output = _joined(output, self._append(request, token, now, eos_token_ids))
+        assert output is not None
         return output
 
     def _append(

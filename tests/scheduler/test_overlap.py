@@ -262,6 +262,31 @@ def test_a_step_that_fails_ends_its_requests_once(engine: Engine, half: str, mon
     assert run(engine, [make_job(jobs[1].prompt_token_ids, max_tokens=6)]) == expected
 
 
+def test_what_a_failed_step_left_in_the_cache_reaches_no_other_request(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = make_engine(folder, overlap="on", block_size=4)
+    first, second = make_job([*PROMPT, 1], max_tokens=6), make_job([*PROMPT, 2], max_tokens=6)
+    engine.add(first)
+    outputs = engine.step().outputs
+    engine.add(second)  # it will find the first one's block, which is in flight
+
+    def fail(self: LaunchedBatch) -> None:
+        raise RuntimeError("device on fire")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LaunchedBatch, "collect", fail)
+        outputs += engine.step().outputs
+    assert engine.stats()["m"].prefix_cache_hits == 4
+    while engine.has_work:
+        outputs += engine.step().outputs
+    assert [(output.request_id, output.finish_reason) for output in outputs] == [
+        (first.request_id, "error"),
+        (second.request_id, "error"),
+    ]
+    assert engine.stats()["m"].kv_blocks_used == 0
+
+
 def test_two_models_and_texts_share_overlapped_steps(folder: Path, tmp_path: Path) -> None:
     def mixed(overlap: str) -> dict[str, Any]:
         engine = make_engine(folder, overlap=overlap, max_num_batched_tokens=24)

@@ -13,8 +13,9 @@ from tiny_models import make_tiny, make_tiny_tokenizer
 from penstock.scheduler.config import EngineConfig
 from penstock.scheduler.drafts import Drafter, Speculation
 from penstock.scheduler.engine import Engine
+from penstock.scheduler.outputs import OutputMaker
 from penstock.scheduler.pace import StepPace
-from penstock.scheduler.plan import ScheduledRow
+from penstock.scheduler.plan import SampledToken, ScheduledRow
 from penstock.scheduler.request import Request
 
 
@@ -72,6 +73,23 @@ def test_right_guesses_save_steps_and_are_counted(folder: Path) -> None:
     timings = outputs[-1].timings
     assert timings is not None
     assert (timings.num_draft_tokens, timings.num_accepted_tokens) == (19, 19)
+
+
+def test_guesses_beyond_the_end_of_an_output_are_not_counted_as_right(folder: Path) -> None:
+    scheduler = eager(make_engine(folder)).scheduler
+    request = Request.from_submit(make_job([7] * 8, max_tokens=20))
+    scheduler.add(request)
+    scheduler.schedule()
+    request.drafter = Drafter(3, 1, 3)
+    row = ScheduledRow(request, 7, 4, drafts=[5, 6, 7])
+    scheduler.advance(row)
+    tokens = [SampledToken(token_id, None) for token_id in (5, 6, 7, 8)]
+    (output,) = OutputMaker(scheduler).outputs_of([row], tokens, eos_token_ids={6})
+    assert (output.token_ids, output.finish_reason, output.stop_token_id) == ([5, 6], "stop", 6)
+    assert output.timings is not None
+    assert (output.timings.num_draft_tokens, output.timings.num_accepted_tokens) == (3, 2)
+    lane = scheduler.generation_lanes["m"]
+    assert (lane.num_draft_tokens, lane.num_accepted_tokens, lane.kv.pool.num_used) == (3, 2, 0)
 
 
 def test_wrong_guesses_are_no_part_of_what_others_share(folder: Path) -> None:
