@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from penstock.kernels.attention import AttentionBatch, paged_attention
 from penstock.kernels.attention_reference import attend_reference, cache_write_reference
-from penstock.kernels.bitmask import apply_bitmask, apply_bitmask_reference
+from penstock.kernels.change_logits import LogitChanges, change_logits, change_logits_torch
 from penstock.kernels.encoder import EncoderLayer, EncoderShape, encode_reference
 from penstock.kernels.encoder_native import NativeEncoder
 from penstock.kernels.linear import can_round_to_int8, linear, pack_weight, round_to_int8
@@ -91,7 +91,7 @@ def main() -> None:
     results = []
     with torch.inference_mode():
         measurements = [partial(measure, workload, arguments) for workload in WORKLOADS]
-        measurements += [partial(measure_bitmask, rows, arguments) for rows in (1, 8, 32)]
+        measurements += [partial(measure_changes, rows, arguments) for rows in (1, 8, 32)]
         measurements += [
             partial(measure_sampling, kind, rows, arguments) for kind in SAMPLING_KINDS for rows in (1, 8, 32)
         ]
@@ -167,17 +167,26 @@ def measure(workload: Workload, arguments: argparse.Namespace) -> Measurement:
     return Measurement("paged_attention", workload.name, seconds * 1e6, reference_seconds * 1e6, bandwidth)
 
 
-def measure_bitmask(rows: int, arguments: argparse.Namespace) -> Measurement:
-    """Every row of the logits has a mask, half of whose tokens are allowed."""
+def measure_changes(rows: int, arguments: argparse.Namespace) -> Measurement:
+    """Every row has a bias of ten tokens, penalties for some 500 and a mask that allows half of all."""
     vocab_size, device = arguments.vocab_size, arguments.device
-    logits = torch.randn(NUM_LAYERS, rows, vocab_size, device=device)
-    index = torch.arange(rows, device=device)
-    bits = torch.randint(-(2**31), 2**31, (rows, -(-vocab_size // 32)), device=device).to(torch.int32)
-    seconds = best(lambda layer: apply_bitmask(logits[layer], index, bits), device, arguments.seconds)
-    reference_seconds = best(lambda layer: apply_bitmask_reference(logits[layer], index, bits), device, 0.0)
-    bandwidth = logits[0].nbytes / seconds / 1e9
+    logits = torch.randn(NUM_LAYERS, rows, vocab_size, device=device).to(getattr(torch, arguments.dtype))
+    row = torch.arange(rows, dtype=torch.int32, device=device)
+    changes = LogitChanges(
+        entry_starts=torch.arange(rows + 1, dtype=torch.int32, device=device) * 10,
+        entry_ids=torch.randperm(vocab_size, device=device)[:10].sort().values.int().repeat(rows),
+        entry_values=torch.randn(10 * rows, device=device),
+        count_rows=row,
+        penalties=torch.tensor([[1.2, 0.1, 0.1]], device=device).repeat(rows, 1),
+        counts=(torch.rand(rows, vocab_size, device=device) < 500 / vocab_size).int() * 2,
+        mask_rows=row,
+        bits=torch.randint(-(2**31), 2**31, (rows, -(-vocab_size // 32)), device=device).to(torch.int32),
+    )
+    seconds = best(lambda layer: change_logits(logits[layer], changes), device, arguments.seconds)
+    reference_seconds = best(lambda layer: change_logits_torch(logits[layer], changes), device, 0.0)
+    num_bytes = logits[0].nbytes + 2 * changes.counts.nbytes + changes.bits.nbytes  # as many written as counted
     name = f"{rows} x {vocab_size}"
-    return Measurement("apply_bitmask", name, seconds * 1e6, reference_seconds * 1e6, bandwidth)
+    return Measurement("change_logits", name, seconds * 1e6, reference_seconds * 1e6, num_bytes / seconds / 1e9)
 
 
 def measure_linear(name: str, rows: int, arguments: argparse.Namespace) -> Measurement:

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 class TokenMasks:
     """Which tokens may come next, for the rows of a batch that have a grammar."""
 
-    rows: torch.Tensor  # [N] int64
+    rows: list[int]
+    """Whose masks these are."""
     bits: torch.Tensor  # [N, W] int32, a 1 for each allowed token, lowest bit first
 
 
@@ -74,11 +75,8 @@ class MaskFiller:
                 _clear_unless_alone(words[index], [token_id for token_id in ends if 0 <= token_id < self._vocab_size])
 
     def upload(self, rows: list[int], bits: torch.Tensor) -> TokenMasks:
-        """The masks on the model's device."""
-        return TokenMasks(
-            torch.tensor(rows, dtype=torch.int64).to(self._device, non_blocking=True),
-            bits.to(self._device, non_blocking=True),
-        )
+        """The masks on the model's device, with the rows they belong to."""
+        return TokenMasks(rows, bits.to(self._device, non_blocking=True))
 
 
 class PendingMasks:

@@ -71,7 +71,7 @@ class Request:
     first_scheduled_time: float = 0.0
     first_token_time: float = 0.0
     sampler_state: "SamplerState | None" = None
-    """Token counts and such, kept by `sampling`; None until the request needs them."""
+    """Kept by `sampling`; None until the request needs it."""
     prompt_logprobs: list[TokenLogprobs] = field(default_factory=list)
     """Of prompt tokens 1, 2, …, as far as they are computed, if they were asked for."""
     drafter: "Drafter | None" = None
@@ -108,11 +108,11 @@ class Request:
     def awaits_token(self) -> bool:
         """Whether its next step has to wait for the token that is still on the device, or there is none to come.
 
-        A grammar and the counts behind penalties are followed on the host.
+        A grammar is followed on the host.
         """
         if not self.num_pending_tokens:
             return False
-        return self.matcher is not None or self.sampling.has_penalties or self.num_tokens == self.max_num_tokens
+        return self.matcher is not None or self.num_tokens == self.max_num_tokens
 
     @property
     def needs_prompt_logprobs(self) -> bool:

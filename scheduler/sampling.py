@@ -2,18 +2,19 @@
 
 The order is the specification: log probabilities are read off the unmodified logits; then logit_bias, repetition,
 presence and frequency penalty, min_tokens; then what a grammar forbids; then the argmax at temperature 0, else
-temperature, top_k, top_p, min_p and a draw that is a function of (seed, position). Only rows whose logits are changed
-are copied; the others are drawn from what the model wrote.
+temperature, top_k, top_p, min_p and a draw that is a function of (seed, position). Where a row's logits are changed,
+one kernel writes those of the whole batch anew; else the rows are drawn from what the model wrote.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from penstock.kernels.bitmask import apply_bitmask
-from penstock.kernels.penalties import add_bias, forbid, penalize
+from penstock.kernels.change_logits import LogitChanges, change_logits
 from penstock.kernels.sampling import PARAMS, keyed_uniforms, sample_rows, top_logprobs
 
 from .masks import PendingMasks
@@ -21,68 +22,50 @@ from .request import Request
 from .results import PromptSpan, RowLogprobs, SampledRows
 from .sampling_params import SamplingParams
 from .staging import upload
+from .token_counts import TokenCounts
 
 _MIN_TEMPERATURE = 1e-30  # less is not a normal float32, and already the argmax
 
 
-class SamplerState:
-    """What one request's tokens change in its logits, kept up to date token by token."""
+@dataclass(frozen=True, slots=True)
+class Entries:
+    """What is added to the logits of single tokens."""
 
-    def __init__(self, params: SamplingParams, prompt_len: int, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
+    ids: npt.NDArray[np.int32]  # ascending
+    values: npt.NDArray[np.float32]
+
+    @classmethod
+    def of(cls, added: Mapping[int, float]) -> "Entries":
+        """Entries by token id."""
+        ids = sorted(added)
+        return cls(np.array(ids, np.int32), np.array([added[token_id] for token_id in ids], np.float32))
+
+
+class SamplerState:
+    """What is added to the logits of one request, worked out once.
+
+    Attributes:
+        young: while it has fewer tokens than `min_tokens`, so that its ends are forbidden.
+        grown: later.
+    """
+
+    def __init__(self, params: SamplingParams, vocab_size: int, eos_token_ids: frozenset[int]) -> None:
         # Ids outside the vocabulary have no logit to change.
         bias = {token_id: value for token_id, value in params.logit_bias.items() if 0 <= token_id < vocab_size}
-        self.bias_ids = np.fromiter(bias.keys(), np.int64)
-        self.bias_values = np.fromiter(bias.values(), np.float32)
         ends = {token_id for token_id in (*eos_token_ids, *params.stop_token_ids) if 0 <= token_id < vocab_size}
-        self.end_ids = np.array(sorted(ends), np.int64)
-        self.penalized = params.has_penalties
-        self._prompt_len = prompt_len
-        self._vocab_size = vocab_size
-        self._forget()
-
-    def _forget(self) -> None:
-        self._num_tokens = 0
-        self._place: dict[int, int] = {}  # token id to its index in the two arrays
-        self._seen_ids = np.empty(256, np.int64)
-        self._output_counts = np.empty(256, np.float32)
-
-    def follow(self, token_ids: Sequence[int]) -> None:
-        """Count the tokens that came since the last call; all of them if the sequence got shorter."""
-        if len(token_ids) < self._num_tokens:
-            self._forget()
-        for index in range(self._num_tokens, len(token_ids)):
-            token_id = token_ids[index]
-            place = self._place.get(token_id)
-            if place is None and 0 <= token_id < self._vocab_size:
-                place = len(self._place)
-                self._place[token_id] = place
-                if place == len(self._seen_ids):
-                    self._seen_ids = np.concatenate((self._seen_ids, self._seen_ids))
-                    self._output_counts = np.concatenate((self._output_counts, self._output_counts))
-                self._seen_ids[place], self._output_counts[place] = token_id, 0
-            if place is not None and index >= self._prompt_len:
-                self._output_counts[place] += 1
-        self._num_tokens = len(token_ids)
-
-    @property
-    def seen_ids(self) -> npt.NDArray[np.int64]:
-        """Distinct tokens of prompt and output, in order of appearance."""
-        return self._seen_ids[: len(self._place)]
-
-    @property
-    def output_counts(self) -> npt.NDArray[np.float32]:
-        """How often each of `seen_ids` is in the output."""
-        return self._output_counts[: len(self._place)]
+        self.grown = Entries.of(bias)
+        self.young = Entries.of(bias | dict.fromkeys(ends, -math.inf))
 
 
 def changes_logits(request: Request) -> bool:
-    """Whether bias, penalties or min_tokens change the next token's logits."""
-    return bool(request.sampling.logit_bias) or _is_young(request) or request.sampling.has_penalties
+    """Whether bias, penalties, min_tokens or a grammar change the next token's logits."""
+    params = request.sampling
+    return bool(params.logit_bias) or params.has_penalties or request.matcher is not None or _is_young(request)
 
 
 def wants_logits(request: Request) -> bool:
     """Whether the next token takes more than `sample_rows` with its `row_params`."""
-    return changes_logits(request) or request.matcher is not None or request.sampling.logprobs is not None
+    return changes_logits(request) or request.sampling.logprobs is not None
 
 
 def _is_young(request: Request) -> bool:
@@ -107,12 +90,14 @@ def row_params(requests: Sequence[Request], vocab_size: int, num_ahead: Sequence
 
 
 class Sampler:
-    """Chooses tokens for one model. It keeps nothing between calls; a request's counts live on the request."""
+    """Chooses tokens for one model."""
 
     def __init__(self, vocab_size: int, eos_token_ids: frozenset[int], device: torch.device) -> None:
         self._vocab_size = vocab_size
         self._eos_token_ids = eos_token_ids
         self._device = device
+        self._counts = TokenCounts(vocab_size, device)
+        self._no_bits = torch.empty(0, -(-vocab_size // 32), dtype=torch.int32, device=device)
 
     def sample(
         self,
@@ -135,43 +120,17 @@ class Sampler:
         """
         logits = logits[:, : self._vocab_size]
         params = row_params(requests, self._vocab_size, num_ahead).to(self._device, non_blocking=True)
-        changed = [
-            row for row, request in enumerate(requests) if changes_logits(request) or request.matcher is not None
-        ]
-        if not changed:
-            token_ids = sample_rows(logits, params)
-        else:
-            token_ids = self._sample_changed(logits, params, requests, changed, masks)
+        values = logits
+        if any(map(changes_logits, requests)):
+            values = change_logits(logits, self._changes(requests, masks))
+        token_ids = sample_rows(values, params)
+        self._counts.add(requests, token_ids)
         asking = [row for row, request in enumerate(requests) if request.sampling.logprobs is not None]
         if not asking:
             return SampledRows(token_ids, asking, None)
         index = torch.tensor(asking).to(self._device, non_blocking=True)
         numbers = [requests[row].sampling.logprobs or 0 for row in asking]
         return SampledRows(token_ids, asking, _logprobs(logits[index], token_ids[index], numbers))
-
-    def _sample_changed(
-        self,
-        logits: torch.Tensor,
-        params: torch.Tensor,
-        requests: Sequence[Request],
-        changed: list[int],
-        masks: PendingMasks | None,
-    ) -> torch.Tensor:
-        """[R] tokens, if the logits of the rows `changed` are changed first."""
-        index = torch.tensor(changed, dtype=torch.int64).to(self._device, non_blocking=True)
-        values = logits[index].to(torch.float32)  # a copy
-        self._change(values, [requests[row] for row in changed])
-        if masks is not None:
-            allowed = masks.result()
-            apply_bitmask(values, torch.searchsorted(index, allowed.rows), allowed.bits)
-        if len(changed) == len(requests):
-            return sample_rows(values, params)
-        token_ids = torch.empty(len(requests), dtype=torch.int64, device=self._device)
-        token_ids[index] = sample_rows(values, params[index])
-        others = np.setdiff1d(np.arange(len(requests)), changed, assume_unique=True)
-        rest = torch.from_numpy(others).to(self._device, non_blocking=True)
-        token_ids[rest] = sample_rows(logits[rest], params[rest])
-        return token_ids
 
     def score_prompts(self, logits: torch.Tensor, spans: Sequence[PromptSpan]) -> RowLogprobs | None:
         """Find the log probabilities of prompt tokens.
@@ -190,50 +149,36 @@ class Sampler:
         wanted = torch.tensor(token_ids).to(self._device, non_blocking=True)
         return _logprobs(logits[:, : self._vocab_size], wanted, numbers)
 
-    def _state(self, request: Request) -> SamplerState:
+    def _changes(self, requests: Sequence[Request], masks: PendingMasks | None) -> LogitChanges:
+        """What the requests change in their rows."""
+        entries = [self._entries(request) for request in requests]
+        entry_starts = np.zeros(len(requests) + 1, np.int32)
+        np.cumsum([len(each.ids) for each in entries], out=entry_starts[1:])
+        params = [request.sampling for request in requests]
+        factors = [(each.repetition_penalty, each.presence_penalty, each.frequency_penalty) for each in params]
+        masked = np.full(len(requests), -1, np.int32)
+        bits = self._no_bits
+        if masks is not None:
+            allowed = masks.result()
+            masked[allowed.rows] = np.arange(len(allowed.rows))
+            bits = allowed.bits
+        arrays = [
+            entry_starts,
+            np.concatenate([each.ids for each in entries]),
+            np.concatenate([each.values for each in entries]),
+            self._counts.rows_of(requests),
+            np.array(factors, np.float32),
+            masked,
+        ]
+        starts, ids, added, count_rows, penalties, mask_rows = upload(arrays, self._device)
+        return LogitChanges(starts, ids, added, count_rows, penalties, self._counts.table, mask_rows, bits)
+
+    def _entries(self, request: Request) -> Entries:
         if request.sampler_state is None:
-            request.sampler_state = SamplerState(
-                request.sampling, len(request.prompt_token_ids), self._vocab_size, self._eos_token_ids
-            )
-        state = request.sampler_state
-        if state.penalized:
-            state.follow(request.token_ids)
-        return state
-
-    def _change(self, values: torch.Tensor, requests: Sequence[Request]) -> None:
-        """Apply bias, penalties and min_tokens to `values` [R, V] in place, in that order."""
-        states = [self._state(request) for request in requests]
-        rows = range(len(requests))
-        biased = [row for row in rows if len(states[row].bias_ids)]
-        if biased:
-            index, token_ids = self._pairs(biased, [states[row].bias_ids for row in biased])
-            add_bias(values, index, token_ids, self._upload([states[row].bias_values for row in biased]))
-        penalized = [row for row in rows if states[row].penalized]
-        if penalized:
-            index, token_ids = self._pairs(penalized, [states[row].seen_ids for row in penalized])
-            counts = self._upload([states[row].output_counts for row in penalized])
-            repetition, presence, frequency = (
-                self._upload(
-                    [
-                        np.full(len(states[row].seen_ids), getattr(requests[row].sampling, name), np.float32)
-                        for row in penalized
-                    ]
-                )
-                for name in ("repetition_penalty", "presence_penalty", "frequency_penalty")
-            )
-            penalize(values, index, token_ids, counts, repetition, presence, frequency)
+            request.sampler_state = SamplerState(request.sampling, self._vocab_size, self._eos_token_ids)
         # A grammar may allow nothing but an end; its mask decides whether one can be held back.
-        young = [row for row in rows if _is_young(requests[row]) and requests[row].matcher is None]
-        if young:
-            forbid(values, *self._pairs(young, [states[row].end_ids for row in young]))
-
-    def _pairs(self, rows: list[int], token_ids: list[npt.NDArray[np.int64]]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row and token index of every entry, [N] int64 each."""
-        index = np.repeat(np.array(rows, np.int64), [len(ids) for ids in token_ids])
-        return self._upload([index]), self._upload(token_ids)
-
-    def _upload(self, arrays: Sequence[npt.NDArray[np.generic]]) -> torch.Tensor:
-        return upload([np.concatenate(arrays)], self._device)[0]
+        is_held_back = _is_young(request) and request.matcher is None
+        return request.sampler_state.young if is_held_back else request.sampler_state.grown
 
 
 def _logprobs(logits: torch.Tensor, token_ids: torch.Tensor, numbers: list[int]) -> RowLogprobs:

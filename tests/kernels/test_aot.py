@@ -164,10 +164,13 @@ def compile_sampling() -> None:
 
 
 def compile_others() -> None:
-    from penstock.kernels.bitmask_triton import bitmask_kernel
+    from penstock.kernels.change_logits_triton import ENTRIES, TILE, change_logits_kernel
 
-    dtypes = {"logits": FP32, "rows": INT64, "bits": INT32}
-    assert compile_kernel(bitmask_kernel, dtypes, {"TILE": 4096}).spilled == 0
+    floats, integers = ("entry_values", "penalties", "values"), ("entry_starts", "entry_ids", "count_rows", "mask_rows")
+    dtypes = dict.fromkeys(floats, FP32) | dict.fromkeys((*integers, "counts", "bits"), INT32)
+    for dtype in (BF16, FP32):
+        done = compile_kernel(change_logits_kernel, dtypes | {"logits": dtype}, {"TILE": TILE, "ENTRIES": ENTRIES})
+        assert done.spilled == 0
 
 
 @pytest.mark.parametrize(
