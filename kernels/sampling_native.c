@@ -297,9 +297,11 @@ static int64_t draw_filtered(
         if (params->top_k < (double)n) {
             pivot = find_pivot(values, NULL, padded, params->top_k, bound, row->maximum, &above);
             ties = params->top_k - above;
+            mass = mass_above(values, weights, padded, pivot, &up_to, &beyond);
+            mass += ties * weight_of(scratch, n, pivot);
+        } else { /* there are no more tokens than top_k keeps */
+            mass = mass_above(values, weights, padded, -INFINITY, &up_to, &beyond);
         }
-        mass = mass_above(values, weights, padded, pivot, &up_to, &beyond);
-        mass += fmin(ties, (double)n) * weight_of(scratch, n, pivot);
     }
     if (params->top_p < 1.0) {
         double wanted = params->top_p * mass;

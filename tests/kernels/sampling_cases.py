@@ -25,6 +25,7 @@ KINDS = [
     (1.0, 0, 0.5, 0.3),
     (0.8, 90, 0.95, 0.02),
     (1.0, 3, 0.34, 1.0),
+    (100.0, 2, 0.5, 0.0),  # top_p takes one token of two that are nearly as likely
 ]
 
 
