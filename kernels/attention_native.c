@@ -37,7 +37,7 @@ struct attention_plan {
     float *states; /* of the parts, `state_floats` each */
     int32_t num_items, num_splits, num_states;
     int64_t cost;
-    int32_t taken; /* items that some thread has begun, or will do next */
+    int32_t taken; /* items that some thread has begun */
 };
 
 enum { MAX_SPLITS = 64 };
@@ -197,27 +197,22 @@ static void finish_tile(const Attention *call, const Tile *tile, State state) {
         finish_bf16(tile, state);
 }
 
-/* `next` is what the thread does afterwards; NULL: nothing. */
-static void attend_item(
-    const Attention *call, const Plan *plan, const Item *item, const Item *next, Workspace *work) {
+static void attend_item(const Attention *call, const Plan *plan, const Item *item, Workspace *work) {
     Tile tile;
     describe_tile(call, item, &tile);
-    const Keys keys = keys_of(call, item), next_keys = next == NULL ? keys : keys_of(call, next);
+    const Keys keys = keys_of(call, item);
     State total = state_in(work, 0), more = state_in(work, 1);
     State first = item->state < 0 ? total : state_at(call, plan, item->state);
     int32_t begin = item->begin;
     do { /* once too for an item without keys, to clear its state */
-        const int32_t end = begin + CHUNK;
-        const Keys *then = end < item->end ? &keys : next == NULL ? NULL : &next_keys;
-        const int32_t position = end < item->end || next == NULL ? end : next->begin;
         State state = begin == item->begin ? first : more;
         if (call->is_float32)
-            attend_chunk_f32(&tile, &keys, begin, end, then, position, state, work);
+            attend_chunk_f32(&tile, &keys, begin, begin + CHUNK, state, work);
         else
-            attend_chunk_bf16(&tile, &keys, begin, end, then, position, state, work);
+            attend_chunk_bf16(&tile, &keys, begin, begin + CHUNK, state, work);
         if (begin != item->begin)
             merge(total, more, tile.num_rows, tile.value_head_dim);
-        begin = end;
+        begin += CHUNK;
     } while (begin < item->end);
     if (item->state < 0)
         finish_tile(call, &tile, total);
@@ -258,12 +253,9 @@ void attention_plan_free(AttentionPlan *plan) {
 
 void attention_in_team(const Attention *call, AttentionPlan *plan) {
     Workspace work;
-    const Item *item = take_item(plan);
-    while (item != NULL) {
-        const Item *next = take_item(plan);
-        attend_item(call, plan, item, next, &work);
-        item = next;
-    }
+    const Item *item;
+    while ((item = take_item(plan)) != NULL)
+        attend_item(call, plan, item, &work);
 #pragma omp barrier
     /* Any use of the plan for another layer comes behind another barrier. */
 #pragma omp master

@@ -105,20 +105,6 @@ ALWAYS_INLINE const ELEMENT *NAMED(value_at)(const Keys *keys, int32_t position)
            position % keys->block_size * keys->value_stride;
 }
 
-/* Have 16 keys and values from `position` on brought near. The pages of a cache lie too far apart for the processor to
- * see which comes next. */
-static void NAMED(prefetch)(const Keys *keys, int32_t position, int head_dim, int value_head_dim) {
-    if (position >= keys->length)
-        return;
-    const ELEMENT *key = NAMED(key_at)(keys, position), *value = NAMED(value_at)(keys, position);
-    for (int row = 0; row < 16; row++, key += keys->key_stride, value += keys->value_stride) {
-        for (int dim = 0; dim < head_dim; dim += 32 * WORD_ELEMENTS / 2)
-            _mm_prefetch((const char *)(key + dim), _MM_HINT_T1);
-        for (int dim = 0; dim < value_head_dim; dim += 32 * WORD_ELEMENTS / 2)
-            _mm_prefetch((const char *)(value + dim), _MM_HINT_T1);
-    }
-}
-
 ALWAYS_INLINE void NAMED(pack_words)(
     const ELEMENT *first, int64_t stride, const int last, int count, uint32_t *panel) {
     __m512i rows[16];
@@ -251,25 +237,17 @@ static void NAMED(attend_group)(const Tile *tile, int32_t group, int num_keys, S
     }
 }
 
-/* The sums over those keys in [begin, end) that any row sees; they lie in one chunk. Meanwhile the 64 keys from `then`
- * on, of `next` if that is not NULL, are brought near. */
+/* The sums over those keys in [begin, end) that any row sees; they lie in one chunk. */
 static void NAMED(attend_chunk)(
-    const Tile *tile, const Keys *keys, int32_t begin, int32_t end, const Keys *next, int32_t then, State state,
-    Workspace *work) {
+    const Tile *tile, const Keys *keys, int32_t begin, int32_t end, State state, Workspace *work) {
     clear(state, tile->num_rows, tile->value_head_dim);
     for (int i = 0; i < tile->num_rows * 16; i += 16)
         _mm512_store_ps(work->lane_sums + i, _mm512_setzero_ps());
     begin = greatest(begin, tile->first[0] / GROUP * GROUP);
     end = least(end, tile->end[tile->num_rows - 1]);
     for (int32_t group = begin; group < end; group += GROUP) {
-        const int num_keys = least(end - group, GROUP), is_last = group + GROUP >= end;
-        for (int key = 0; key < GROUP; key += 16) {
-            if (!is_last)
-                NAMED(prefetch)(keys, group + GROUP + key, tile->head_dim, tile->value_head_dim);
-            else if (next != NULL)
-                NAMED(prefetch)(next, then + key, tile->head_dim, tile->value_head_dim);
-            if (key >= num_keys)
-                continue;
+        const int num_keys = least(end - group, GROUP);
+        for (int key = 0; key < num_keys; key += 16) {
             NAMED(pack_keys)(keys, group + key, tile->head_dim, work->keys + key);
             NAMED(pack_values)(keys, group + key, tile->value_head_dim,
                                work->values + key / WORD_ELEMENTS * tile->value_head_dim);
