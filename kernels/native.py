@@ -2,7 +2,8 @@
 
 The first use compiles every `*.c` here into one shared object, which later processes find in a folder of the user's
 cache: `$PENSTOCK_NATIVE_CACHE`, else `$XDG_CACHE_HOME/penstock/native`, else `~/.cache/penstock/native`. A name holds
-everything that the code depends on, so an object never has to be replaced.
+everything that the code depends on, so an object never has to be replaced. A process without such a folder compiles for
+itself alone.
 
 The code runs in the threads of the OpenMP runtime that torch has loaded: a second one would keep as many threads
 spinning again.
@@ -50,8 +51,8 @@ def library() -> ctypes.CDLL | None:
     """
     try:
         _check_machine()
-        return ctypes.CDLL(str(_compiled()))
-    except (NativeError, OSError) as error:
+        return _load()
+    except (NativeError, OSError, subprocess.SubprocessError) as error:
         logger.info("the CPU kernels are torch's, without native code: %s", error)
         return None
 
@@ -78,21 +79,31 @@ def _check_machine() -> None:
         raise NativeError("the processor has no avx512_bf16 instructions")
 
 
-def _compiled() -> Path:
+def _load() -> ctypes.CDLL:
     """The shared object, compiled now if no process has done it before."""
     runtime = _openmp_runtime()
     sources = sorted(_SOURCES.glob("*.c"))
-    folder = _cache_folder()
-    target = folder / f"{_key(sources, runtime)}.so"
-    if target.exists():
-        return target
+    name = f"{_key(sources, runtime)}.so"
+    target: Path | None
+    try:
+        folder = _cache_folder()
+        target = folder / name
+        if target.exists():
+            try:
+                return ctypes.CDLL(str(target))
+            except OSError as error:  # a machine that lost power may have kept the name and not the bytes
+                logger.warning("the compiled CPU kernels are damaged and made again: %s", error)
+        workplace = tempfile.TemporaryDirectory(dir=folder)
+    except (NativeError, OSError) as error:
+        logger.warning("the CPU kernels are compiled for this process alone: %s", error)
+        target = None
+        workplace = tempfile.TemporaryDirectory()
     start = time.perf_counter()
     # Made aside and renamed: a process never sees half an object, and of two that compile at once the last one wins.
-    with tempfile.TemporaryDirectory(dir=folder) as workplace:
-        built = _build(sources, runtime, Path(workplace))
-        built.rename(target)
-    logger.info("compiled the native CPU kernels in %.1f s", time.perf_counter() - start)
-    return target
+    with workplace as path:
+        built = _build(sources, runtime, Path(path))
+        logger.info("compiled the native CPU kernels in %.1f s", time.perf_counter() - start)
+        return ctypes.CDLL(str(built if target is None else built.rename(target)))
 
 
 def _build(sources: list[Path], runtime: Path, workplace: Path) -> Path:
@@ -139,8 +150,10 @@ def _key(sources: list[Path], runtime: Path) -> str:
 def _cache_folder() -> Path:
     """The folder of compiled objects, made if missing; code is loaded from it, so nobody else may write there."""
     named = os.environ.get("PENSTOCK_NATIVE_CACHE")
-    shared = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    folder = Path(named) if named else Path(shared, "penstock", "native")
+    shared = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # stays as it is without a home
+    folder = Path(named or Path(shared, "penstock", "native"))
+    if not folder.is_absolute():
+        raise NativeError(f"the cache folder {folder} is not an absolute path: set PENSTOCK_NATIVE_CACHE to one")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if status.st_uid != os.getuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):

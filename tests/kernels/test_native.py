@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+import pwd
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +68,66 @@ def test_without_a_compiler_torch_does_the_work(tmp_path: Path) -> None:
     assert output == "False\n"
     assert errors.count("\n") == 1
     assert "without native code" in errors
+
+
+def test_a_compiler_that_fails_is_like_none(tmp_path: Path) -> None:
+    compiler = tmp_path / "gcc"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    output, errors = load_in_new_process(tmp_path, path=f"{tmp_path}:/bin").communicate()
+    assert output == "False\n", errors
+
+
+@pytest.fixture
+def builds(kernels: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The workplaces in which kernels are built from now on: with a copy of what is loaded, which takes no time."""
+    workplaces = []
+
+    def build(sources: list[Path], runtime: Path, workplace: Path) -> Path:
+        workplaces.append(workplace)
+        return Path(shutil.copy(kernels._name, workplace / "kernels.so"))
+
+    monkeypatch.setattr(native, "_build", build)
+    return workplaces
+
+
+def test_a_damaged_object_is_made_again(builds: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    monkeypatch.setenv("PENSTOCK_NATIVE_CACHE", str(first))
+    native._load()
+    (sound,) = first.iterdir()
+    second.mkdir(0o700)
+    damaged = second / sound.name
+    damaged.touch()
+    monkeypatch.setenv("PENSTOCK_NATIVE_CACHE", str(second))
+    for _ in range(2):
+        assert native._load().penstock_linear
+        assert damaged.read_bytes() == sound.read_bytes()
+    assert len(builds) == 2
+
+
+@pytest.mark.parametrize("trouble", ["no home", "not a folder", "others may write"])
+def test_without_a_folder_of_ones_own_a_process_compiles_for_itself(
+    trouble: str, builds: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_entry(user: int) -> object:
+        raise KeyError(user)
+
+    (tmp_path / "file").touch()
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    cache = {"not a folder": tmp_path / "file" / "cache", "others may write": tmp_path / "shared"}.get(trouble)
+    if cache is None:
+        for name in ("HOME", "XDG_CACHE_HOME", "PENSTOCK_NATIVE_CACHE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(pwd, "getpwuid", no_entry)
+    else:
+        monkeypatch.setenv("PENSTOCK_NATIVE_CACHE", str(cache))
+    monkeypatch.chdir(tmp_path)
+    assert native._load().penstock_linear
+    assert len(builds) == 1
+    assert not builds[0].exists()
+    assert sorted(file.name for file in tmp_path.rglob("*")) == ["file", "shared"]
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o707])
