@@ -114,7 +114,8 @@ def make_serve_parser() -> argparse.ArgumentParser:
 
 def _option(name: str, field: FieldInfo) -> dict[str, Any]:
     """The keywords with which argparse gets this setting."""
-    shown_default = "" if field.default in (None, "", 0) or field.default_factory else f" (default: {field.default})"
+    is_silent = field.default in (None, "", 0, {}) or field.default_factory is not None
+    shown_default = "" if is_silent else f" (default: {field.default})"
     option: dict[str, Any] = {
         "dest": name,
         "default": argparse.SUPPRESS,

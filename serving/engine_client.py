@@ -98,8 +98,8 @@ class EngineClient:
         on_progress: called after every change of `models`, `failed` or `loading`.
         make_resident: called before a job of a model that is not resident is sent: it may have been unloaded since the
             job's request was checked.
-        on_use: called with a model's name whenever a job of it begins or ends, and at every step while any process
-            has jobs of it.
+        on_use: called with a model's name whenever a job of it begins or ends, and at every step that has
+            jobs of it, of whichever process.
 
     Args:
         address: ZeroMQ address that the worker binds.
@@ -348,11 +348,11 @@ class EngineClient:
             self.on_progress()
 
     def _deliver_step(self, step: StepOutputs) -> None:
-        self.stats.update(step.stats)
         if self.on_use is not None:
             for model, stats in step.stats.items():
-                if stats.num_running or stats.num_waiting:  # whichever process's jobs they are
+                if _is_in_use(stats, self.stats.get(model)):  # whichever process's jobs they are
                     self.on_use(model)
+        self.stats.update(step.stats)
         for output in step.outputs:
             if (generation := self._generations.get(output.request_id)) is not None:
                 generation.put(output)
@@ -361,6 +361,12 @@ class EngineClient:
                 embedding.put(vectors)
         if self.on_step is not None:
             self.on_step(step)
+
+
+def _is_in_use(stats: ModelStats, before: ModelStats | None) -> bool:
+    """Whether a model has jobs, or had some that one step finished."""
+    known = before.prompt_tokens if before is not None else 0
+    return bool(stats.num_running or stats.num_waiting or stats.prompt_tokens > known)
 
 
 def _resolve(future: "asyncio.Future[_T] | None", value: _T) -> None:

@@ -15,8 +15,9 @@ import orjson
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .app import MAX_BODY_BYTES
 from .errors import ApiError, translate
 from .principal import principal_of
 from .sse import until_disconnect
@@ -76,12 +77,15 @@ class Neighbours:
                     await app(scope, receive, send)
                 return
             others: Iterable[int] = ()
+            body = b""
             if self._index and _OF_MODELS.fullmatch(path):
-                others = (0,)
+                body, is_whole = await _read_body(receive)
+                receive = _again(body, is_whole, receive)
+                others = (0,) if is_whole else ()
             elif is_elsewhere:
                 others = (index for index in range(self._count) if index != self._index)
             for other in others:
-                if await self._hand_over(other, scope, receive, send):
+                if await self._hand_over(other, scope, body, receive, send):
                     return
             await app(scope, receive, send)
 
@@ -111,7 +115,7 @@ class Neighbours:
             await session.close()
         self._path(self._index).unlink(missing_ok=True)
 
-    async def _hand_over(self, other: int, scope: Scope, receive: Receive, send: Send) -> bool:
+    async def _hand_over(self, other: int, scope: Scope, body: bytes, receive: Receive, send: Send) -> bool:
         """Let another process answer; False: it is not its business, or it is not there."""
         import aiohttp
         import yarl
@@ -120,7 +124,6 @@ class Neighbours:
         address = yarl.URL(f"http://api{path}", encoded=True)
         headers = [(name.decode(), value.decode("latin-1")) for name, value in scope["headers"]]
         headers = [(name, value) for name, value in headers if name not in _OF_CONNECTION]
-        body = await Request(scope, receive).body() if _OF_MODELS.fullmatch(scope["path"]) else b""
         asking = self._session(other).request(scope["method"], address, headers=headers, data=body)
         try:
             answer = await asking
@@ -145,6 +148,29 @@ class Neighbours:
 
     def _path(self, index: int) -> Path:
         return self._folder / f"api-{index}.sock"
+
+
+async def _read_body(receive: Receive) -> tuple[bytes, bool]:
+    """A request's body, and whether that is all of it: not if it is too large, or its client has gone."""
+    body = bytearray()
+    while len(body) <= MAX_BODY_BYTES:
+        message = await receive()
+        if message["type"] != "http.request":
+            break
+        body += message.get("body", b"")
+        if not message.get("more_body", False):
+            return bytes(body), True
+    return bytes(body), False
+
+
+def _again(body: bytes, is_whole: bool, receive: Receive) -> Receive:
+    """A channel that begins with what was read from another, and goes on with that."""
+    read: list[Message] = [{"type": "http.request", "body": body, "more_body": not is_whole}]
+
+    async def receive_again() -> Message:
+        return read.pop() if read else await receive()
+
+    return receive_again
 
 
 async def _relay(answer: "aiohttp.ClientResponse", send: Send) -> None:

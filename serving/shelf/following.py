@@ -1,6 +1,8 @@
 """The lifecycle of models in an API process that does not decide: another one loads for it and unloads what is idle."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from penstock.scheduler.config import ModelSpec
 from penstock.scheduler.messages import ModelReady
@@ -11,6 +13,8 @@ from .card import ModelCard
 from .lifecycle import Lifecycle
 from .registry import Registry
 from .residency import LoadingPolicy
+
+_WORD_SECONDS = 5.0  # that the worker's own word of a loaded model may come after the other process's
 
 
 class FollowingLifecycle(Lifecycle):
@@ -45,8 +49,11 @@ class FollowingLifecycle(Lifecycle):
             return ready
         self._engine.check_alive()
         await self._ask(card.name, ttl)
-        if card.name not in self._engine.models and card.name in self._engine.loading:
-            await self._engine.next_change()  # the worker's own word of it is on its way
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_WORD_SECONDS):
+                while card.name not in self._engine.models:
+                    await self._engine.next_change()
+                    self._engine.check_alive()
         ready = self._engine.models.get(card.name)
         if ready is None:
             raise model_loading(card.name, None)

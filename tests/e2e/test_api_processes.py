@@ -50,10 +50,14 @@ def until(condition: Callable[[], bool]) -> None:
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+def pair(starter_home: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
     scratch = tmp_path_factory.mktemp("s")
     server = ServerProcess(
-        [CHAT], arguments=["--api-processes", "2"], environment={"TMPDIR": str(scratch)}, timeout=120
+        [CHAT],
+        home=starter_home,
+        arguments=["--api-processes", "2"],
+        environment={"TMPDIR": str(scratch)},
+        timeout=120,
     )
     with server:
         until(lambda: len(list(scratch.glob("penstock-*/api-*.sock"))) == 2)

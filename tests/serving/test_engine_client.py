@@ -23,6 +23,7 @@ from penstock.scheduler.messages import (
     Message,
     ModelFailed,
     ModelLoading,
+    ModelStats,
     ModelUnloaded,
     RequestOutput,
     StepOutputs,
@@ -291,3 +292,13 @@ async def test_jobs_are_counted_for_each_model(client: EngineClient, worker: Wor
         await worker.send(step([RequestOutput("a", [1], finish_reason="length")]))
         await reading
     assert uses == [(CHAT, 1), (CHAT, 1), (CHAT, 0)]  # it begins, has a step, ends
+
+
+async def test_a_step_that_finished_another_process_s_jobs_is_a_use(client: EngineClient, worker: Worker) -> None:
+    uses: list[str] = []
+    client.on_use = uses.append
+    for num_prompt_tokens in (0, 12, 12, 20):  # a text is embedded in one step, whose end has no job of it left
+        stats = ModelStats(0, 0, 0, 0, 0, 0, 0, num_prompt_tokens, 0)
+        await worker.send(StepOutputs([], [], {"m": stats}, 0.01, 12))
+    await until(lambda: "m" in client.stats and client.stats["m"].prompt_tokens == 20)
+    assert uses == ["m", "m"]

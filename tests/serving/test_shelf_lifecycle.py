@@ -29,6 +29,7 @@ from penstock.scheduler.sampling_params import SamplingParams
 from penstock.serving.errors import ApiError
 from penstock.serving.shelf import lifecycle
 from penstock.serving.shelf.card import ModelCard
+from penstock.serving.shelf.following import FollowingLifecycle
 from penstock.serving.shelf.lifecycle import Lifecycle
 from penstock.serving.shelf.registry import Registry
 from penstock.serving.shelf.residency import LoadingPolicy
@@ -436,3 +437,17 @@ async def test_no_job_falls_into_a_gap_whatever_comes_together(seed: int, monkey
     await life.close()
     assert engine.complaints == [] and engine.most == 2
     assert answered["served"] > 60 and len(engine.loads) > 3, answered
+
+
+async def test_a_process_that_follows_waits_for_the_worker_s_word(house: House) -> None:
+    async def ask(name: str, ttl: float | None) -> None:
+        house.engine._deliver(ModelLoading(name, "reading weights", 0.5))
+
+    registry = Registry(house.cards.values())
+    life = FollowingLifecycle(house.engine, registry, tiny_spec, LoadingPolicy(), ask=ask)
+    waiting = asyncio.create_task(life.ensure(house.cards["a"]))
+    await asyncio.sleep(0)
+    for message in (ModelLoading("a", "checking", 0.9), ModelLoading("b", "waiting", 0.0), model_ready("a")):
+        house.engine._deliver(message)
+        await asyncio.sleep(0)
+    assert (await waiting).name == "a"
