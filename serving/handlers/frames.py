@@ -10,13 +10,17 @@ from .turn_types import TurnUsage
 
 
 def usage_body(usage: TurnUsage) -> dict[str, object]:
-    """OpenAI's usage object."""
+    """OpenAI's usage object, with what became of guessed tokens where some were computed."""
+    details = {"reasoning_tokens": usage.reasoning_tokens}
+    if usage.accepted_tokens or usage.rejected_tokens:
+        details["accepted_prediction_tokens"] = usage.accepted_tokens
+        details["rejected_prediction_tokens"] = usage.rejected_tokens
     return {
         "prompt_tokens": usage.prompt_tokens,
         "completion_tokens": usage.completion_tokens,
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        "completion_tokens_details": details,
     }
 
 

@@ -54,6 +54,14 @@ class RunnableChoice(Protocol[News_co]):
 
 
 @dataclass(slots=True)
+class Guesses:
+    """What became of the tokens that speculation guessed, in the jobs that the worker has ended."""
+
+    num_computed: int = 0
+    num_right: int = 0
+
+
+@dataclass(slots=True)
 class Pace:
     """When a generation's tokens came, by `time.monotonic()`; 0: they have not."""
 
@@ -84,6 +92,7 @@ class Generation(Generic[News]):
     choices_per_prompt: int
     started: float
     pace: Pace = field(default_factory=Pace)
+    guesses: Guesses = field(default_factory=Guesses)
 
     def usage(self) -> TurnUsage:
         """Tokens as of now."""
@@ -98,6 +107,8 @@ class Generation(Generic[News]):
             cached_tokens=cached,
             completion_tokens=sum(choice.num_tokens for choice in self.choices),
             reasoning_tokens=sum(choice.num_reasoning_tokens for choice in self.choices),
+            accepted_tokens=self.guesses.num_right,
+            rejected_tokens=self.guesses.num_computed - self.guesses.num_right,
         )
 
 
@@ -164,6 +175,8 @@ async def _run_choice(
                     last = generation.pace.last = now
                 if output.timings is not None:
                     metrics.observe_timings(model, output.timings)
+                    generation.guesses.num_computed += output.timings.num_draft_tokens
+                    generation.guesses.num_right += output.timings.num_accepted_tokens
                 news = choice.feed(output)
                 if choice.finish_reason is not None:
                     reason = choice.finish_reason

@@ -160,3 +160,7 @@ class TurnUsage:
     completion_tokens: int
     reasoning_tokens: int
     """Of the completion tokens, spent on thinking."""
+    accepted_tokens: int = 0
+    """Guessed by speculation, and right; known when the worker has ended a job, which a stop string does not."""
+    rejected_tokens: int = 0
+    """Guessed, and wrong."""

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from engine_harness import make_engine, make_job, run
-from test_overlap import assert_same, some_jobs, step_through
+from mixed_jobs import assert_same, some_jobs, step_through
 from test_speculation import eager
 from tiny_models import make_tiny, make_tiny_tokenizer
 from torch.utils._python_dispatch import TorchDispatchMode

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from engine_harness import make_engine, make_job, run
-from test_overlap import assert_same, some_jobs, step_through
+from mixed_jobs import assert_same, some_jobs, step_through
 from tiny_models import make_tiny, make_tiny_tokenizer
 
 from penstock.scheduler.config import EngineConfig

@@ -163,6 +163,7 @@ class FakeEngine(EngineClient):
         script: what a generation job answers; the default says `text`.
         text: the default answer.
         tokens_per_step: of the default answer.
+        timings: of every job.
         jobs: every job submitted.
         cancelled: every job id cancelled.
         loads: the name of every model that was to be loaded.
@@ -177,6 +178,7 @@ class FakeEngine(EngineClient):
         self.tokenizer = tokenizer
         self.text = "hello world"
         self.tokens_per_step = 1
+        self.timings = JobTimings(0.25, 0.5, 2.0, 0)
         self.script: Callable[[Submit], Script] = self.say
         self.embed_error: JobError | None = None
         self.jobs: list[Submit | Embed] = []
@@ -224,7 +226,7 @@ class FakeEngine(EngineClient):
                     stop_token_id=new[-1] if last and reason == "stop" else None,
                     logprobs=self._logprobs(job.sampling.logprobs, new),
                     prompt_logprobs=None if first else self._logprobs(prompt_logprobs, job.prompt_token_ids[1:]),
-                    timings=JobTimings(0.25, 0.5, 2.0, 0) if last else None,
+                    timings=self.timings if last else None,
                 )
             )
         return outputs

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from fake_engine import CHAT, MAX_MODEL_LEN, Front, events, open_front, use_template
 
+from penstock.scheduler.messages import JobTimings
 from penstock.serving.handlers.sampling import choice_seed
 
 USAGE = {
@@ -44,6 +45,15 @@ async def test_answer_has_openais_shape() -> None:
             ],
             "usage": USAGE,
         }
+
+
+async def test_usage_tells_what_became_of_guessed_tokens() -> None:
+    async with open_front() as front:
+        front.engine.timings = JobTimings(0.25, 0.5, 2.0, 0, num_draft_tokens=7, num_accepted_tokens=5)
+        details = {"reasoning_tokens": 0, "accepted_prediction_tokens": 10, "rejected_prediction_tokens": 4}
+        assert (await front.chat(n=2)).json()["usage"]["completion_tokens_details"] == details
+        chunks = events(await front.chat(n=2, stream=True, stream_options={"include_usage": True}))
+        assert chunks[-1]["usage"]["completion_tokens_details"] == details
 
 
 async def test_stream_has_role_first_then_texts_then_reason() -> None:

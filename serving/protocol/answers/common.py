@@ -67,6 +67,10 @@ class CompletionTokensDetails(Answer):
     """Of the completion tokens."""
 
     reasoning_tokens: int
+    accepted_prediction_tokens: int = 0
+    """Guessed by the server's speculation, and right. Both fields are there if it has computed guesses."""
+    rejected_prediction_tokens: int = 0
+    """Guessed, and wrong; no part of the completion."""
 
 
 class Usage(Answer):
