@@ -37,7 +37,7 @@ struct attention_plan {
     float *states; /* of the parts, `state_floats` each */
     int32_t num_items, num_splits, num_states;
     int64_t cost;
-    int32_t taken; /* items that some thread has begun */
+    int32_t taken; /* items that some thread has begun, or will do next */
 };
 
 enum { MAX_SPLITS = 64 };
@@ -197,22 +197,28 @@ static void finish_tile(const Attention *call, const Tile *tile, State state) {
         finish_bf16(tile, state);
 }
 
-static void attend_item(const Attention *call, const Plan *plan, const Item *item, Workspace *work) {
+/* `next` is what the thread does afterwards; NULL: nothing. */
+static void attend_item(
+    const Attention *call, const Plan *plan, const Item *item, const Item *next, Workspace *work) {
     Tile tile;
     describe_tile(call, item, &tile);
-    const Keys keys = keys_of(call, item);
+    const Keys keys = keys_of(call, item), next_keys = next == NULL ? keys : keys_of(call, next);
     State total = state_in(work, 0), more = state_in(work, 1);
     State first = item->state < 0 ? total : state_at(call, plan, item->state);
     int32_t begin = item->begin;
     do { /* once too for an item without keys, to clear its state */
+        const int32_t end = begin + CHUNK;
+        const int is_last = end >= item->end && next != NULL;
+        const Keys *then = is_last ? &next_keys : &keys;
+        const int32_t position = is_last ? next->begin : end;
         State state = begin == item->begin ? first : more;
         if (call->is_float32)
-            attend_chunk_f32(&tile, &keys, begin, begin + CHUNK, state, work);
+            attend_chunk_f32(&tile, &keys, begin, end, then, position, state, work);
         else
-            attend_chunk_bf16(&tile, &keys, begin, begin + CHUNK, state, work);
+            attend_chunk_bf16(&tile, &keys, begin, end, then, position, state, work);
         if (begin != item->begin)
             merge(total, more, tile.num_rows, tile.value_head_dim);
-        begin += CHUNK;
+        begin = end;
     } while (begin < item->end);
     if (item->state < 0)
         finish_tile(call, &tile, total);
@@ -253,9 +259,12 @@ void attention_plan_free(AttentionPlan *plan) {
 
 void attention_in_team(const Attention *call, AttentionPlan *plan) {
     Workspace work;
-    const Item *item;
-    while ((item = take_item(plan)) != NULL)
-        attend_item(call, plan, item, &work);
+    const Item *item = take_item(plan);
+    while (item != NULL) {
+        const Item *next = take_item(plan);
+        attend_item(call, plan, item, next, &work);
+        item = next;
+    }
 #pragma omp barrier
     /* Any use of the plan for another layer comes behind another barrier. */
 #pragma omp master

@@ -105,12 +105,17 @@ ALWAYS_INLINE const ELEMENT *NAMED(value_at)(const Keys *keys, int32_t position)
            position % keys->block_size * keys->value_stride;
 }
 
+/* The blocks of a cache lie too far apart for the processor to see which comes next. So with each load goes a prefetch of
+ * what lies at its place in `later`, a group ahead: one by one, since only about 24 lines can be on their way to a core,
+ * and into the second cache, since a group fills much of the first. */
 ALWAYS_INLINE void NAMED(pack_words)(
-    const ELEMENT *first, int64_t stride, const int last, int count, uint32_t *panel) {
+    const ELEMENT *first, const ELEMENT *later, int64_t stride, const int last, int count, uint32_t *panel) {
     __m512i rows[16];
 #pragma GCC unroll 16
-    for (int key = 0; key < 16; key++)
+    for (int key = 0; key < 16; key++) {
         rows[key] = NAMED(load_words)(first + least(key, last) * stride, count);
+        _mm_prefetch(later + key * stride, _MM_HINT_T1);
+    }
     transpose_16(rows);
     if (count == 16 * WORD_ELEMENTS) {
 #pragma GCC unroll 16
@@ -122,22 +127,25 @@ ALWAYS_INLINE void NAMED(pack_words)(
     }
 }
 
-/* 16 keys from `position` on become the vectors panel[w][0 .. 15]. A position behind the last key repeats that. */
-static void NAMED(pack_keys)(const Keys *keys, int32_t position, int head_dim, uint32_t *panel) {
+/* 16 keys from `position` on become the vectors panel[w][0 .. 15]. A position behind the last key repeats that.
+ * Those from `later` on are brought near. */
+static void NAMED(pack_keys)(
+    const Keys *keys, int32_t position, const ELEMENT *later, int head_dim, uint32_t *panel) {
     const ELEMENT *first = NAMED(key_at)(keys, position);
     const int last = least(keys->length - position, 16) - 1;
     for (int dim = 0; dim < head_dim; dim += 16 * WORD_ELEMENTS, panel += 16 * GROUP) {
         const int count = least(head_dim - dim, 16 * WORD_ELEMENTS);
         if (last == 15)
-            NAMED(pack_words)(first + dim, keys->key_stride, 15, count, panel);
+            NAMED(pack_words)(first + dim, later + dim, keys->key_stride, 15, count, panel);
         else
-            NAMED(pack_words)(first + dim, keys->key_stride, last, count, panel);
+            NAMED(pack_words)(first + dim, later + dim, keys->key_stride, last, count, panel);
     }
 }
 
 /* 16 values from `position` on become panel[w][dim]. Those behind the last key are zero, whatever lies there: their
  * weight is zero, but NaN times zero is not. */
-static void NAMED(pack_values)(const Keys *keys, int32_t position, int head_dim, uint32_t *panel) {
+static void NAMED(pack_values)(
+    const Keys *keys, int32_t position, const ELEMENT *later, int head_dim, uint32_t *panel) {
     const ELEMENT *first = NAMED(value_at)(keys, position);
     const int num_keys = least(keys->length - position, 16);
 #if FLOAT32
@@ -146,6 +154,7 @@ static void NAMED(pack_values)(const Keys *keys, int32_t position, int head_dim,
             __m512 value = _mm512_setzero_ps();
             if (key < num_keys)
                 value = _mm512_loadu_ps(first + key * keys->value_stride + dim);
+            _mm_prefetch(later + key * keys->value_stride + dim, _MM_HINT_T1);
             _mm512_storeu_ps((float *)panel + key * head_dim + dim, value);
         }
 #else
@@ -164,6 +173,8 @@ static void NAMED(pack_values)(const Keys *keys, int32_t position, int head_dim,
                 a = NAMED(load_words)(even + dim, count);
             if (key + 1 < num_keys)
                 b = NAMED(load_words)(odd + dim, count);
+            _mm_prefetch(later + key * keys->value_stride + dim, _MM_HINT_T1);
+            _mm_prefetch(later + (key + 1) * keys->value_stride + dim, _MM_HINT_T1);
             _mm512_storeu_si512(to + dim, _mm512_permutex2var_epi16(a, low_index, b));
             if (count > 16)
                 _mm512_storeu_si512(to + dim + 16, _mm512_permutex2var_epi16(a, high_index, b));
@@ -237,19 +248,24 @@ static void NAMED(attend_group)(const Tile *tile, int32_t group, int num_keys, S
     }
 }
 
-/* The sums over those keys in [begin, end) that any row sees; they lie in one chunk. */
+/* The sums over those keys in [begin, end) that any row sees; they lie in one chunk. Meanwhile the keys that come
+ * next are brought near, at last those of `next` from `then` on. */
 static void NAMED(attend_chunk)(
-    const Tile *tile, const Keys *keys, int32_t begin, int32_t end, State state, Workspace *work) {
+    const Tile *tile, const Keys *keys, int32_t begin, int32_t end, const Keys *next, int32_t then, State state,
+    Workspace *work) {
     clear(state, tile->num_rows, tile->value_head_dim);
     for (int i = 0; i < tile->num_rows * 16; i += 16)
         _mm512_store_ps(work->lane_sums + i, _mm512_setzero_ps());
     begin = greatest(begin, tile->first[0] / GROUP * GROUP);
     end = least(end, tile->end[tile->num_rows - 1]);
     for (int32_t group = begin; group < end; group += GROUP) {
-        const int num_keys = least(end - group, GROUP);
+        const int num_keys = least(end - group, GROUP), is_last = group + GROUP >= end;
+        const Keys *later = is_last ? next : keys;
+        const int32_t from = is_last ? then : group + GROUP;
         for (int key = 0; key < num_keys; key += 16) {
-            NAMED(pack_keys)(keys, group + key, tile->head_dim, work->keys + key);
-            NAMED(pack_values)(keys, group + key, tile->value_head_dim,
+            const int32_t position = least(from + key, later->length - 1) / 16 * 16;
+            NAMED(pack_keys)(keys, group + key, NAMED(key_at)(later, position), tile->head_dim, work->keys + key);
+            NAMED(pack_values)(keys, group + key, NAMED(value_at)(later, position), tile->value_head_dim,
                                work->values + key / WORD_ELEMENTS * tile->value_head_dim);
         }
         NAMED(attend_group)(tile, group, num_keys, state, work);
