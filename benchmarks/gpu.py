@@ -26,10 +26,13 @@ from on_gpu import checks, device, engine, kernels, peer, report, workloads
 from on_gpu.models import Shape, shapes
 from rich.console import Console
 
+from penstock.scheduler.config import KVCacheDtype, Quantization
 from penstock.scheduler.engine import Engine
 
 BATCHES = (1, 8, 32, 64, 128, 256)
 PEER_BATCHES = (32, 48, 64, 100, 128, 256)
+FLOAT8: tuple[tuple[Quantization, KVCacheDtype], ...] = (("fp8", "auto"), ("none", "fp8"), ("fp8", "fp8"))
+FLOAT8_BATCHES = (1, 32, 256)
 CONTEXT = 1024
 MEASURED_STEPS = 64
 
@@ -101,7 +104,9 @@ def run_child(name: str, arguments: argparse.Namespace, ceilings: dict[str, floa
 def section_names(smoke: bool) -> list[str]:
     names = ["ceilings", "checks", "kernels"]
     for model in shapes(smoke=smoke):
-        names += [f"{part} {model}" for part in ("decode steps", "prefill", "nano", "beside transformers")]
+        names += [
+            f"{part} {model}" for part in ("decode steps", "float8 steps", "prefill", "nano", "beside transformers")
+        ]
     return names
 
 
@@ -119,6 +124,7 @@ def section(arguments: argparse.Namespace) -> dict[str, Any]:
                 return {"rows": kernels.run(arguments.device, arguments.ceilings, smoke=arguments.smoke)}
         measure: Callable[[Shape, argparse.Namespace], Rows] = {
             "decode steps": decode_steps,
+            "float8 steps": float8_steps,
             "prefill": prefill,
             "nano": nano,
             "beside transformers": beside_transformers,
@@ -148,6 +154,28 @@ def decode_steps(shape: Shape, arguments: argparse.Namespace) -> Rows:
                 "device idle %": 100 * idle_share(ours, shape, batch, arguments.device),
             }
         )
+    return rows
+
+
+def float8_steps(shape: Shape, arguments: argparse.Namespace) -> Rows:
+    """The same steps with weights, keys and values, or both in float8; the section before has them in bfloat16."""
+    context, num_steps = (64, 8) if arguments.smoke else (CONTEXT, MEASURED_STEPS)
+    rows: Rows = []
+    for quantization, kv_cache_dtype in FLOAT8:
+        ours = engine.make_engine(
+            shape,
+            arguments.device,
+            max_model_len=2 * context,
+            quantization=quantization,
+            kv_cache_dtype=kv_cache_dtype,
+        )
+        for batch in (1, 8) if arguments.smoke else FLOAT8_BATCHES:
+            engine.decode_steps(ours, workloads.equal(batch, 8, 4, shape.config.vocab_size))
+            steps = engine.decode_steps(ours, workloads.equal(batch, context, num_steps, shape.config.vocab_size))
+            row = {"--quantization": quantization, "--kv-cache-dtype": kv_cache_dtype, "B": batch}
+            rows.append({**row, "ms": 1e3 * steps.median, "tok/s": batch / steps.median})
+        engine.free(ours)
+        del ours
     return rows
 
 

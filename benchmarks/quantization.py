@@ -1,18 +1,25 @@
-"""What 8-bit linear layers cost in quality: next-token distributions against bfloat16's over a few texts."""
+"""What 8 bits in weights and KV cache cost in quality: next-token distributions against those of bfloat16."""
 
 import argparse
 import math
 from pathlib import Path
 
+import numpy as np
 import torch
-from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from penstock.scheduler.config import ModelSpec
-from penstock.scheduler.models.linear import PackedLinear
-from penstock.scheduler.models.quantize import quantize
+from penstock.kernels.attention import AttentionBatch
+from penstock.kernels.linear import can_round_to_int8
+from penstock.scheduler.config import EngineConfig, ModelSpec
+from penstock.scheduler.runner import GenerationRunner
 
 TEXTS = [Path(__file__).parents[1] / name for name in ("LICENSE", "README.md", "ARCHITECTURE.md")]
+VARIANTS: dict[str, dict[str, str]] = {
+    "int8": {"quantization": "int8"},
+    "fp8": {"quantization": "fp8"},
+    "fp8 KV": {"kv_cache_dtype": "fp8"},
+    "fp8, fp8 KV": {"quantization": "fp8", "kv_cache_dtype": "fp8"},
+}
 
 
 def main() -> None:
@@ -20,40 +27,49 @@ def main() -> None:
     parser.add_argument("model", type=Path, help="a folder in Hugging Face form")
     parser.add_argument("--texts", type=Path, nargs="+", default=TEXTS, metavar="FILE")
     parser.add_argument("--tokens", type=int, default=512, help="taken from the beginning of each text")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     arguments = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    texts = [
-        tokenizer(text.read_text(), return_tensors="pt").input_ids[:, : arguments.tokens] for text in arguments.texts
-    ]
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16).eval().requires_grad_(False)
-    expected = log_probabilities(model, texts)
-    pack(model)
-    print(f"{'':<10} {'mean KL':>9} {'top-1 agreement':>16} {'perplexity':>11}   of {len(expected)} tokens")
+    texts = [tokenizer(text.read_text()).input_ids[: arguments.tokens] for text in arguments.texts]
+    expected = log_probabilities(load(arguments), texts)
+    print(f"{'':<12} {'mean KL':>9} {'top-1 agreement':>16} {'perplexity':>11}   of {len(expected)} tokens")
     report("bfloat16", expected, expected, texts)
-    quantize(model, ModelSpec(arguments.model.name, str(arguments.model), "generate", quantization="int8"))
-    report("int8", log_probabilities(model, texts), expected, texts)
+    for name, options in VARIANTS.items():
+        if name != "int8" or (arguments.device == "cpu" and can_round_to_int8()):
+            report(name, log_probabilities(load(arguments, **options), texts), expected, texts)
 
 
-def pack(model: nn.Module) -> None:
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:
-                setattr(parent, name, PackedLinear(child.weight, child.bias))
+def load(arguments: argparse.Namespace, **options: str) -> GenerationRunner:
+    spec = ModelSpec("model", str(arguments.model), "generate", dtype="bfloat16", **options)  # type: ignore[arg-type]
+    return GenerationRunner.load(spec, EngineConfig(device=arguments.device), lambda stage, done: None)
 
 
-def log_probabilities(model: nn.Module, texts: list[torch.Tensor]) -> torch.Tensor:
+def log_probabilities(runner: GenerationRunner, texts: list[list[int]]) -> torch.Tensor:
     """[tokens of all texts, V]: of the token that follows each."""
-    with torch.inference_mode():
-        return torch.cat([model(text, use_cache=False).logits[0].float().log_softmax(-1) for text in texts])
+    block_size = EngineConfig().block_size
+    num_blocks = -(-max(map(len, texts)) // block_size)
+    memory = torch.zeros(num_blocks * runner.kv_bytes_per_block, dtype=torch.uint8, device=runner.device)
+    runner.use_kv_memory(memory)
+    results = []
+    for text in texts:
+        length = len(text)
+        batch = AttentionBatch.build(
+            [list(range(num_blocks))], [length], [length], np.arange(length), block_size, runner.device
+        )
+        tokens = torch.tensor([text], device=runner.device)
+        positions = torch.arange(length, device=runner.device).unsqueeze(0)
+        with torch.inference_mode():
+            results.append(runner._forward(tokens, positions, batch).float().log_softmax(-1).cpu())
+    return torch.cat(results)
 
 
-def report(name: str, actual: torch.Tensor, expected: torch.Tensor, texts: list[torch.Tensor]) -> None:
+def report(name: str, actual: torch.Tensor, expected: torch.Tensor, texts: list[list[int]]) -> None:
     divergence = (expected.exp() * (expected - actual)).sum(-1).mean()
     agreement = (expected.argmax(-1) == actual.argmax(-1)).float().mean()
-    following = torch.cat([torch.cat([text[0, 1:], torch.tensor([-1])]) for text in texts])
+    following = torch.tensor([token for text in texts for token in (*text[1:], -1)])
     known = following >= 0  # nothing follows a text's last token
     perplexity = math.exp(-actual[known, following[known]].mean())
-    print(f"{name:<10} {divergence:>9.4f} {agreement:>16.1%} {perplexity:>11.2f}")
+    print(f"{name:<12} {divergence:>9.4f} {agreement:>16.1%} {perplexity:>11.2f}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from penstock.scheduler.config import EngineConfig, ModelSpec
+from penstock.scheduler.config import EngineConfig, KVCacheDtype, ModelSpec, Quantization
 from penstock.scheduler.engine import Engine
 from penstock.scheduler.messages import Submit
 from penstock.scheduler.models.attention import ATTENTION_NAME, register
@@ -19,9 +19,24 @@ from .workloads import Workload
 MODEL = "model"
 
 
-def make_engine(shape: Shape, device: str, *, max_model_len: int, dtype: torch.dtype | None = None) -> Engine:
+def make_engine(
+    shape: Shape,
+    device: str,
+    *,
+    max_model_len: int,
+    dtype: torch.dtype | None = None,
+    quantization: Quantization = "none",
+    kv_cache_dtype: KVCacheDtype = "auto",
+) -> Engine:
     """An engine that serves the shape with random weights; no inter-token target holds prompts back."""
-    spec = ModelSpec(MODEL, path="", kind="generate", max_model_len=max_model_len)
+    spec = ModelSpec(
+        MODEL,
+        path="",
+        kind="generate",
+        quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype,
+        max_model_len=max_model_len,
+    )
     config = EngineConfig(device=device, itl_target_ms=0, enable_prefix_caching=False)
     register()
     model = shape.make(device, ATTENTION_NAME, dtype)

@@ -1,11 +1,13 @@
 """Flags, environment, file and defaults: who wins, and what is refused in which words."""
 
+import json
 from pathlib import Path
 
 import pytest
 
 from penstock.scheduler.config import EngineConfig
 from penstock.serving.settings import Settings, SettingsError, load_settings
+from penstock.serving.shelf.card import read_card
 
 
 @pytest.fixture(autouse=True)
@@ -146,3 +148,18 @@ def test_embedding_models_have_a_dtype_of_their_own() -> None:
     assert [settings.dtype_of(kind) for kind in ("generate", "embed", "score")] == ["bfloat16"] * 3
     settings = load_settings({"embedding_dtype": "bfloat16"})
     assert [settings.dtype_of(kind) for kind in ("generate", "embed", "score")] == ["auto", "bfloat16", "bfloat16"]
+
+
+def test_8_bits_are_for_models_that_generate(tmp_path: Path) -> None:
+    settings = load_settings({"quantization": "fp8", "kv_cache_dtype": "fp8"})
+    for name, architecture, expected in (
+        ("chat", "LlamaForCausalLM", ("fp8", "fp8")),
+        ("embed", "BertModel", ("none", "auto")),
+    ):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"architectures": [architecture]}))
+        for file in ("model.safetensors", "tokenizer.json"):
+            (folder / file).touch()
+        spec = settings.model_spec(read_card(name, folder))
+        assert (spec.quantization, spec.kv_cache_dtype) == expected
