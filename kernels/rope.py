@@ -53,7 +53,7 @@ def rope_cache_write(
     """
     arguments = (qkv, cos, sin, key_cache, value_cache, slot_mapping, num_heads, num_kv_heads)
     norms = (q_norm_weight, k_norm_weight, eps)
-    if qkv.is_cpu and fits(qkv, cos, key_cache):  # which caches of float8 do not
+    if qkv.is_cpu and fits(qkv, cos, key_cache, q_norm_weight):  # which caches of float8 do not
         return rope_cache_write_native(*arguments, *norms)
     if qkv.is_cpu:
         return rope_cache_write_reference(*arguments, *norms, key_scale=key_scale, value_scale=value_scale)

@@ -12,9 +12,12 @@ import torch
 from .native import function, is_native
 
 
-def fits(qkv: torch.Tensor, cos: torch.Tensor, key_cache: torch.Tensor) -> bool:
+def fits(
+    qkv: torch.Tensor, cos: torch.Tensor, key_cache: torch.Tensor, q_norm_weight: torch.Tensor | None = None
+) -> bool:
     """Whether `rope_cache_write_native` computes this: all in bfloat16, each half of a head whole vectors."""
-    return is_native(qkv) and cos.dtype == key_cache.dtype == torch.bfloat16 and qkv.shape[2] % 32 == 0
+    norm_dtype = torch.bfloat16 if q_norm_weight is None else q_norm_weight.dtype
+    return is_native(qkv) and cos.dtype == key_cache.dtype == norm_dtype == torch.bfloat16 and qkv.shape[2] % 32 == 0
 
 
 def rope_cache_write_native(
@@ -30,7 +33,7 @@ def rope_cache_write_native(
     k_norm_weight: torch.Tensor | None = None,
     eps: float = 0.0,
 ) -> torch.Tensor:
-    """`rope_cache_write` where it `fits`, with norms' weights in bfloat16; rounds once, at the end."""
+    """`rope_cache_write` where it `fits`; rounds once, at the end."""
     num_tokens, _, head_dim = qkv.shape
     query = qkv.new_empty(num_tokens, num_heads, head_dim)
     _rope_cache_write()(

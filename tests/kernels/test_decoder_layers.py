@@ -88,14 +88,11 @@ def make_caches(num_layers: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
 
 
 @pytest.mark.parametrize(
-    "layers",
-    [make_layers(), make_layers(bias=True, norms=True), make_layers(windows=(8, None, 8)), make_layers(quantized=True)]
-    if library()
-    else [],
-    ids=["plain", "biases and norms of heads", "windows", "8 bits"],
+    "options", [{}, {"bias": True, "norms": True}, {"windows": (8, None, 8)}, {"quantized": True}], ids=str
 )
 @pytest.mark.parametrize("rows", [([30], [1]), ([5, 40, 0], [1, 1, 21]), ([17] * 9, [1] * 9)], ids=str)
-def test_one_call_is_the_operations_one_by_one(layers: list, rows: tuple[list[int], list[int]]) -> None:
+def test_one_call_is_the_operations_one_by_one(options: dict, rows: tuple[list[int], list[int]]) -> None:
+    layers = make_layers(**options)
     assert can_run(layers)
     step, caches = make_step(*rows), make_caches(len(layers))
     expected = decoder_layers_reference(step.states, layers, caches, step.cos, step.sin, step.batch)

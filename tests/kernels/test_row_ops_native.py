@@ -58,6 +58,16 @@ def test_the_rotation_is_that_of_torch(norms: bool) -> None:
         torch.testing.assert_close(actual, expected, rtol=0.03, atol=0.1)  # the reference rounds three times
 
 
+def test_the_norms_of_heads_may_have_wider_weights() -> None:
+    qkv, angles, weight = rows(3, 3, 32), rows(3, 32), torch.rand(32)
+    outputs = [
+        operation(qkv, angles, angles, *[torch.zeros(1, 1, 16, 32, dtype=BF16) for _ in "kv"], torch.arange(3), 1, 1,
+                  weight, weight, 1e-6)
+        for operation in (rope_cache_write, rope_cache_write_reference)
+    ]  # fmt: skip
+    torch.testing.assert_close(*outputs, rtol=0.03, atol=0.1)
+
+
 def test_a_row_is_the_same_alone_and_in_company() -> None:
     x, weight, states = rows(33, 576), rows(576, seed=2), rows(33, 1024, seed=1)
     for row in (0, 7, 32):
