@@ -58,8 +58,6 @@ class EngineConfig:
     """Last tokens that have to come before in the text for a guess."""
     max_ngram: int = 4
     """Longest run of last tokens that is looked for first."""
-    use_graphs: bool = True
-    """Run decode steps as CUDA graphs; a CPU has none."""
     num_threads: int = 0
     """Threads of one CPU operation; 0: the number of physical cores."""
 

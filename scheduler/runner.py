@@ -144,7 +144,7 @@ class GenerationRunner:
                 runner._store_float8()
             devices.return_memory(runner.device.type)  # what packing and rounding have freed
             runner.warm_up()
-            if runner.device.type == "cuda" and config.use_graphs:
+            if runner.device.type == "cuda":
                 runner.use_graphs(CudaCapture())
         return runner
 
