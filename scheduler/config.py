@@ -59,7 +59,7 @@ class EngineConfig:
     max_ngram: int = 4
     """Longest run of last tokens that is looked for first."""
     num_threads: int = 0
-    """Threads of one CPU operation; 0: the number of physical cores."""
+    """Threads of one CPU operation; 0: one for each physical core, or fewer if a trial at load says so."""
 
 
 @dataclass(frozen=True, slots=True)

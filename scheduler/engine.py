@@ -6,8 +6,9 @@ the one that stamps timings. The device worker drives it in a process of its own
 
 import gc
 import logging
+import resource
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,8 +38,12 @@ from .request import Request
 from .results import LaunchedBatch
 from .runner import GenerationRunner
 from .scheduler import Scheduler
+from .thread_count import choose_num_threads
 
 logger = logging.getLogger(__name__)
+
+_TRIAL_ROWS = 8
+"""Of a step that finds out how many threads are best."""
 
 Runner = GenerationRunner | EncoderRunner
 
@@ -67,6 +72,7 @@ class Engine:
 
     def __init__(self, config: EngineConfig) -> None:
         self.config = device.resolve(config)
+        self._usual_num_threads = self.config.num_threads
         torch.set_num_threads(self.config.num_threads)
         torch.get_num_threads()  # fixes it for this thread: else its first operation takes what any other has set last
         self.scheduler = Scheduler(
@@ -110,6 +116,28 @@ class Engine:
         else:
             self._embedding[name] = runner
             self.scheduler.embedding_lanes[name] = EmbeddingLane(name, runner.max_model_len)
+
+    def choose_num_threads(self, name: str) -> None:
+        """Compute with as many threads as suit the only model, which was just installed: see `thread_count`.
+
+        Does nothing for a model that does not run in the CPU's native kernels.
+        """
+        runner = self._generation.get(name)
+        if runner is None or not runner.is_native or len(self._generation) + len(self._embedding) > 1:
+            return
+        usual, num_rows = self._usual_num_threads, min(_TRIAL_ROWS, self.config.max_num_seqs)
+
+        def time_step(num_threads: int) -> float | None:
+            torch.set_num_threads(num_threads)
+            before, start = _num_preemptions(), time.perf_counter()
+            runner.try_decode(num_rows)
+            seconds = time.perf_counter() - start
+            return seconds if _num_preemptions() == before else None
+
+        chosen = choose_num_threads(usual, time_step)
+        torch.set_num_threads(chosen)
+        self.config = replace(self.config, num_threads=chosen)
+        logger.info("%s runs with %d of %d threads, by trial", name, chosen, usual)
 
     def shrink_kv_memory(self, num_bytes: int) -> bool:
         """Make room for the weights of another model, see `KVMemory.shrink`."""
@@ -346,3 +374,8 @@ class Engine:
         for request_id in request_ids:
             self.cancel(request_id)
         return [EmbeddingOutput(request_id, 0, b"", error=STEP_FAILED) for request_id in sorted(request_ids)]
+
+
+def _num_preemptions() -> int:
+    """How often other programs took a processor from this process."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

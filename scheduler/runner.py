@@ -27,6 +27,7 @@ from .layer_cache import KVScales, LayerCache, LayerShape, bytes_per_block, view
 from .masks import MaskFiller
 from .models import self_check
 from .models.admission import PROVEN
+from .models.fused_decoder import FusedDecoder
 from .models.kv_scales import NUM_TOKENS, measure_scales
 from .models.load import eos_token_ids, load_decoder
 from .models.quantize import quantize
@@ -196,15 +197,7 @@ class GenerationRunner:
         Raises:
             ModelLoadError: not every layer came through the paged attention exactly once.
         """
-        request = Request(
-            request_id="warm-up",
-            model=self.name,
-            prompt_token_ids=[0, 0],
-            sampling=SamplingParams(max_tokens=2, seed=0, temperature=0.0),
-            arrival_time=0.0,
-            token_ids=[0, 0],
-            block_ids=[BlockId(0)],
-        )
+        request = self._trial_request()
         for start, num_tokens in ((0, 2), (2, 1)):
             rows = [ScheduledRow(request, start, num_tokens)]
             launched, layers_run = self._run(GenerationBatch(self.name, rows))
@@ -214,6 +207,29 @@ class GenerationRunner:
                     f"{self.name}: a step attended in layers {layers_run}, but the model has {sorted(self._shapes)}"
                 )
             request.token_ids.append(sampled.token_id)
+
+    def _trial_request(self, index: int = 0) -> Request:
+        """Two tokens in block 0."""
+        return Request(
+            request_id=f"trial-{index}",
+            model=self.name,
+            prompt_token_ids=[0, 0],
+            sampling=SamplingParams(max_tokens=2, seed=0, temperature=0.0),
+            arrival_time=0.0,
+            token_ids=[0, 0],
+            block_ids=[BlockId(0)],
+        )
+
+    @property
+    def is_native(self) -> bool:
+        """Whether all layers run as one call of the CPU's native kernels."""
+        base_model = self._model.base_model
+        return isinstance(base_model, FusedDecoder) and base_model.is_native
+
+    def try_decode(self, num_rows: int) -> None:
+        """Run a decode step of so many rows, as `warm_up` does; overwrites block 0."""
+        rows = [ScheduledRow(self._trial_request(index), 1, 1) for index in range(num_rows)]
+        self.execute(GenerationBatch(self.name, rows))
 
     def launch(self, batch: GenerationBatch) -> LaunchedBatch:
         """Compute every row's tokens, write their keys and values, and sample one token for each row that samples.

@@ -9,6 +9,7 @@ which happens when the process that started it is gone.
 """
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -74,6 +75,7 @@ class Worker:
         self._poller.register(self._news, zmq.POLLIN)
         self._loader = ModelLoader(self.engine.config, lambda: _wake(news_writer))
         self._grammars = GrammarQueue(lambda: _wake(news_writer))
+        self._counts_threads = config.engine.num_threads == 0 and "OMP_NUM_THREADS" not in os.environ
         self._clients: set[bytes] = set()
         self._client_of: dict[str, bytes] = {}  # request id -> API process
         self._model_states: dict[str, ModelLoading | ModelReady | ModelFailed] = {}
@@ -106,7 +108,9 @@ class Worker:
             if self.engine.has_jobs(name) or self._grammars.has_jobs(name):
                 self._send(client, self.engine.describe(name))
                 return
+            gc.unfreeze()  # or the model would stay, if it is part of a cycle
             self.engine.remove(name)
+            self._freeze()
         self._loader.cancel(name)
         self._model_states.pop(name, None)
         self._end_start(name)
@@ -141,8 +145,17 @@ class Worker:
             logger.exception("%s could not be installed", runner.name)
             return ModelFailed(runner.name, f"{type(error).__name__}: {error}", code="out_of_memory")
         if isinstance(runner, GenerationRunner) and not self.engine.has_work:
+            if self._counts_threads:
+                self.engine.choose_num_threads(runner.name)
             runner.grammars.prepare()
+        self._freeze()
         return self.engine.describe(runner.name)
+
+    def _freeze(self) -> None:
+        """Keep the garbage collector away from what stays: a look through torch and a model takes it 0.2 s."""
+        if not self.engine.has_work:  # no stream should wait for it
+            gc.collect()
+            gc.freeze()
 
     def _announce(self, state: ModelLoading | ModelReady | ModelFailed) -> None:
         """Tell every API process, and remember it for later ones."""

@@ -147,7 +147,10 @@ class Settings(BaseSettings):
     min_ngram: int = Field(default=2, ge=1, le=16, description="last tokens that must have come before for a guess")
     max_ngram: int = Field(default=4, ge=1, le=16, description="longest run of last tokens that is looked for")
     num_threads: int = Field(
-        default=0, ge=0, le=1024, description="CPU threads of one operation; 0: one a physical core"
+        default=0,
+        ge=0,
+        le=1024,
+        description="CPU threads of one operation; 0: one a physical core, or fewer if a trial at load says so",
     )
     trust_remote_code: bool = Field(default=False, description="run Python code that comes with a model")
     home: Path = Field(

@@ -46,6 +46,11 @@ class FusedDecoder(nn.Module):
         described = [layer for layer in layers if layer is not None]
         self._native = NativeDecoder(described) if len(described) == len(layers) and can_run(described) else None
 
+    @property
+    def is_native(self) -> bool:
+        """Whether the layers run as one native call."""
+        return self._native is not None
+
     def forward(self, input_ids: torch.Tensor, position_ids: torch.Tensor, **others: Any) -> BaseModelOutputWithPast:
         """The hidden states [1, T, E] of packed tokens; both arguments are [1, T] int64."""
         refused = [name for name in _REFUSED if others.get(name) is not None]
