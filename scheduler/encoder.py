@@ -18,6 +18,8 @@ from .errors import ModelLoadError, UnsupportedModelError
 from .models.fused_encoder import fuse_encoder
 from .models.load import report_loading
 from .models.surgery import speed_up
+from .results import HostCopies
+from .staging import upload
 
 if TYPE_CHECKING:
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -55,6 +57,26 @@ def length_groups(lengths: list[int], max_tokens: int, free_padding: int) -> lis
         groups[-1].append(index)
         num_real += lengths[index]
     return groups
+
+
+class LaunchedTexts:
+    """Texts that the device has been told to compute."""
+
+    def __init__(self, rows: torch.Tensor, order: list[int]) -> None:
+        """Begin to copy `rows` [n, output_dim] float32 from the device; row i is that of text `order[i]`."""
+        self._order = order
+        self._copies = HostCopies([rows], rows.device)
+
+    def collect(self) -> npt.NDArray[np.float32]:
+        """Wait for the rows [n, output_dim], in the order of the texts.
+
+        Raises:
+            RuntimeError: the device has failed.
+        """
+        (rows,) = self._copies.wait()
+        result = np.empty(rows.shape, np.float32)
+        result[self._order] = rows.numpy()
+        return result
 
 
 class EncoderRunner:
@@ -165,22 +187,24 @@ class EncoderRunner:
         return model.eval()
 
     @torch.inference_mode()
-    def execute(self, inputs: list[list[int]], second_starts: Sequence[int] = ()) -> npt.NDArray[np.float32]:
-        """Compute texts.
+    def launch(self, inputs: list[list[int]], second_starts: Sequence[int] = ()) -> LaunchedTexts:
+        """Compute texts. A GPU is only told to.
 
         Args:
             inputs: token ids below `vocab_size`, special tokens included, each text of 1 to `max_model_len`.
             second_starts: of pairs of texts, where in each input the second one starts; empty: there are no pairs.
 
         Returns:
-            [n, output_dim], one row for each of the n inputs in their order.
+            Gives a row for each input.
         """
         starts = second_starts or [len(token_ids) for token_ids in inputs]
         groups = length_groups([len(token_ids) for token_ids in inputs], *self._pass_limits)
         rows = torch.cat([self._pass([(inputs[index], starts[index]) for index in group]) for group in groups])
-        result = np.empty(rows.shape, np.float32)
-        result[[index for group in groups for index in group]] = rows.cpu().numpy()
-        return result
+        return LaunchedTexts(rows, [index for group in groups for index in group])
+
+    def execute(self, inputs: list[list[int]], second_starts: Sequence[int] = ()) -> npt.NDArray[np.float32]:
+        """`launch`, and wait for the rows."""
+        return self.launch(inputs, second_starts).collect()
 
     def _pass(self, texts: list[tuple[list[int], int]]) -> torch.Tensor:
         """Texts with the starts of their second part, the first the longest, to [len(texts), output_dim] float32."""
@@ -190,12 +214,9 @@ class EncoderRunner:
             token_ids[row, : len(text)] = text
             attention_mask[row, : len(text)] = 1
         # Padding goes to the right whatever the tokenizer says: pooling reads the mask, and positions start at 0.
-        features = {
-            "input_ids": torch.from_numpy(token_ids).to(self.device),
-            "attention_mask": torch.from_numpy(attention_mask).to(self.device),
-        }
-        starts = torch.tensor([start for _, start in texts], device=self.device)
-        return self.forward(features, starts).float()
+        starts = np.array([start for _, start in texts], np.int64)
+        ids, mask, second_starts = upload([token_ids, attention_mask, starts], self.device)
+        return self.forward({"input_ids": ids, "attention_mask": mask}, second_starts).float()
 
 
 def _max_model_len(spec: ModelSpec, model: "SentenceTransformer | CrossEncoder") -> int:

@@ -10,13 +10,12 @@ import resource
 import time
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from . import device
 from .config import EngineConfig
 from .drafts import Speculation
-from .encoder import EncoderRunner
+from .encoder import EncoderRunner, LaunchedTexts
 from .errors import ModelLoadError, UnknownModelError
 from .grammar import Grammar, GrammarCompiler
 from .job_checks import check_second_starts, check_token_ids
@@ -30,7 +29,7 @@ from .messages import (
     RequestOutput,
     Submit,
 )
-from .outputs import STEP_FAILED, OutputMaker
+from .outputs import OutputMaker
 from .pace import StepPace
 from .plan import EmbeddingBatch, GenerationBatch
 from .policy import EmbeddingJob
@@ -39,6 +38,7 @@ from .results import LaunchedBatch
 from .runner import GenerationRunner
 from .scheduler import Scheduler
 from .thread_count import choose_num_threads
+from .vectors import VectorCollector
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +62,9 @@ class StepResult:
 class _Launch:
     """One model's share of a step that the device may still be computing."""
 
-    batch: GenerationBatch
-    results: LaunchedBatch
+    batch: GenerationBatch | EmbeddingBatch
+    results: LaunchedBatch | LaunchedTexts
+    """Of the batch's kind."""
     started: float
 
 
@@ -85,13 +86,13 @@ class Engine:
         self._embedding: dict[str, EncoderRunner] = {}
         self._kv_memory = KVMemory(self.config, self.scheduler)
         self._maker = OutputMaker(self.scheduler)
+        self._vectors = VectorCollector(self.scheduler)
         self._in_flight: list[_Launch] = []
         self._outputs: list[RequestOutput] = []
-        """Of steps that were collected in between, for the next result."""
+        """For the result of the running or next step, as the embeddings are."""
+        self._embeddings: list[EmbeddingOutput] = []
         self._last_done = 0.0
         """When the device was last seen to have finished something."""
-        self._embedding_results: dict[str, np.ndarray] = {}
-        """[num inputs, dim] by request id, filled over several steps."""
 
     # ------------------------------------------------------------------------------------------------------ models
 
@@ -141,7 +142,7 @@ class Engine:
 
     def shrink_kv_memory(self, num_bytes: int) -> bool:
         """Make room for the weights of another model, see `KVMemory.shrink`."""
-        self._drain()
+        self._collect_all()
         return self._kv_memory.shrink(num_bytes, self._generation.values())
 
     def is_resident(self, name: str) -> bool:
@@ -157,7 +158,7 @@ class Engine:
 
         The memory is free once the caller holds no other reference to the runner.
         """
-        self._drain()  # the rows of jobs that ended a moment ago may still be computed
+        self._collect_all()  # the rows of jobs that ended a moment ago may still be computed
         self.scheduler.remove(name)
         self._embedding.pop(name, None)
         self._generation.pop(name, None)
@@ -215,7 +216,7 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Whether `step` would do anything."""
-        return self.scheduler.has_work or bool(self._in_flight or self._outputs)
+        return self.scheduler.has_work or bool(self._in_flight or self._outputs or self._embeddings)
 
     def grammars_of(self, model: str) -> GrammarCompiler:
         """What compiles grammars for a generation model.
@@ -266,7 +267,8 @@ class Engine:
         """Forget a job; unknown ids are ignored."""
         self.scheduler.cancel(request_id)
         self._outputs = [output for output in self._outputs if output.request_id != request_id]
-        self._embedding_results.pop(request_id, None)
+        self._embeddings = [output for output in self._embeddings if output.request_id != request_id]
+        self._vectors.forget(request_id)
 
     # -------------------------------------------------------------------------------------------------------- step
 
@@ -274,106 +276,89 @@ class Engine:
         """Launch the next step, and collect what the device has finished.
 
         With `overlap` that is the step before: the host gets the next one ready while the device computes, and a step
-        may come without results. Without it, and where texts are to be computed, which the host waits for, it is the
-        same step.
+        may come without results. Without it, it is the same step.
         """
         started = time.perf_counter()
         plan = self.scheduler.schedule()
         in_flight, self._in_flight = self._in_flight, []
-        outputs, self._outputs = self._outputs, []
-        embeddings: list[EmbeddingOutput] = []
-        for batch in plan.generation:
-            launch = self._launch(batch)
-            if isinstance(launch, _Launch):
-                self._in_flight.append(launch)
-            else:
-                outputs += launch
+        batches: list[GenerationBatch | EmbeddingBatch] = [*plan.generation, *plan.embedding]
+        for batch in batches:
+            self._launch(batch)
             if self.config.overlap == "off":
-                outputs += self._collect_all()
+                self._collect_all()
         for launch in in_flight:
-            outputs += self._collect(launch)
-        if plan.embedding:
-            outputs += self._collect_all()
-        for embedding_batch in plan.embedding:
-            embeddings += self._run_embedding(embedding_batch)
+            self._collect(launch)
+        outputs, self._outputs = self._outputs, []
+        embeddings, self._embeddings = self._embeddings, []
         return StepResult(outputs, embeddings, time.perf_counter() - started, plan.num_batched_tokens)
 
-    def _launch(self, batch: GenerationBatch) -> "_Launch | list[RequestOutput]":
-        """Begin a model's share of a step; if it fails, the outputs of its requests."""
+    def _launch(self, batch: GenerationBatch | EmbeddingBatch) -> None:
+        """Begin a model's share of a step; if it fails, its jobs end."""
+        started = time.perf_counter()
+        results: LaunchedBatch | LaunchedTexts
+        try:
+            if isinstance(batch, GenerationBatch):
+                results = self._launch_generation(batch)
+            else:
+                texts = [item.token_ids for item in batch.inputs]
+                results = self._embedding[batch.model].launch(texts, [item.second_start for item in batch.inputs])
+        except Exception:  # whatever the model did, the other models and later jobs go on
+            self._fail(batch)
+        else:
+            self._in_flight.append(_Launch(batch, results, started))
+
+    def _launch_generation(self, batch: GenerationBatch) -> LaunchedBatch:
         now = time.time()
         for row in batch.rows:
             row.request.first_scheduled_time = row.request.first_scheduled_time or now
-        started = time.perf_counter()
-        try:
-            results = self._generation[batch.model].launch(batch)
-        except Exception:  # whatever the model did, the other models and later requests go on
-            logger.exception("a step of %s failed with %d requests in it", batch.model, len(batch.rows))
-            return self._maker.fail(batch.rows)
+        results = self._generation[batch.model].launch(batch)
         for row in batch.rows:
             self.scheduler.advance(row)
-        return _Launch(batch, results, started)
+        return results
 
-    def _collect(self, launch: "_Launch") -> list[RequestOutput]:
-        """Wait for a model's share of a step and give its requests their tokens."""
-        batch = launch.batch
+    def _collect(self, launch: _Launch) -> None:
+        """Wait for a model's share of a step and give its jobs their results."""
+        batch, results = launch.batch, launch.results
         try:
-            sampled = launch.results.collect()
+            found = results.collect()
         except Exception:  # a GPU reports here what went wrong in it
-            logger.exception("a step of %s failed with %d requests in it", batch.model, len(batch.rows))
-            # What was launched after it may have read what it should have left in the KV cache.
-            later = [row for each in self._in_flight if each.batch.model == batch.model for row in each.batch.rows]
-            return self._maker.fail(batch.rows + later)
+            self._fail(batch)
+            return
         # The device began when it was told to, or after what it had to do before that.
         done = time.perf_counter()
-        num_streams = sum(row.is_stream for row in batch.rows)
-        num_drafts = sum(len(row.drafts) for row in batch.rows)
-        num_others = batch.num_tokens - num_streams - num_drafts
         seconds = done - max(launch.started, self._last_done)
-        self.scheduler.pace.observe(batch.model, num_streams, num_others, seconds, num_drafts)
         self._last_done = done
-        return self._maker.outputs_of(batch.rows, sampled, self._generation[batch.model].eos_token_ids)
+        if isinstance(batch, GenerationBatch):
+            assert isinstance(found, list)
+            num_streams = sum(row.is_stream for row in batch.rows)
+            num_drafts = sum(len(row.drafts) for row in batch.rows)
+            num_others = batch.num_tokens - num_streams - num_drafts
+            self.scheduler.pace.observe(batch.model, num_streams, num_others, seconds, num_drafts)
+            eos_token_ids = self._generation[batch.model].eos_token_ids
+            self._outputs += self._maker.outputs_of(batch.rows, found, eos_token_ids)
+        else:
+            assert not isinstance(found, list)
+            num_tokens = sum(len(item.token_ids) for item in batch.inputs)
+            self.scheduler.pace.observe(batch.model, 0, num_tokens, seconds)
+            self._embeddings += self._vectors.add(batch, found)
 
-    def _collect_all(self) -> list[RequestOutput]:
-        """Collect everything that is in flight."""
-        in_flight, self._in_flight = self._in_flight, []
-        return [output for launch in in_flight for output in self._collect(launch)]
-
-    def _drain(self) -> None:
-        """Let the device finish, because its memory is to change; the next step tells what came of it."""
-        self._outputs += self._collect_all()
-
-    def _run_embedding(self, batch: EmbeddingBatch) -> list[EmbeddingOutput]:
-        lane = self.scheduler.embedding_lanes[batch.model]
-        runner = self._embedding[batch.model]
-        started = time.perf_counter()
-        try:
-            vectors = runner.execute(
-                [item.token_ids for item in batch.inputs], [item.second_start for item in batch.inputs]
-            )  # [inputs, dim] float32
-        except Exception:
+    def _fail(self, batch: GenerationBatch | EmbeddingBatch) -> None:
+        """End the jobs of a batch because of the exception that is being handled."""
+        if isinstance(batch, GenerationBatch):
+            logger.exception("a step of %s failed with %d requests in it", batch.model, len(batch.rows))
+            # What was launched after it may have read what it should have left in the KV cache.
+            later = [each.batch for each in self._in_flight if each.batch.model == batch.model]
+            rows = [row for each in later if isinstance(each, GenerationBatch) for row in each.rows]
+            self._outputs += self._maker.fail(batch.rows + rows)
+        else:
             logger.exception("a step of %s failed with %d inputs in it", batch.model, len(batch.inputs))
-            return self._fail_embeddings({item.request_id for item in batch.inputs})
-        num_tokens = sum(len(item.token_ids) for item in batch.inputs)
-        self.scheduler.pace.observe(batch.model, 0, num_tokens, time.perf_counter() - started)
-        rows_of: dict[str, list[int]] = {}
-        for row, item in enumerate(batch.inputs):
-            rows_of.setdefault(item.request_id, []).append(row)
-        outputs = []
-        for request_id, rows in rows_of.items():
-            job = lane.unfinished[request_id]
-            if request_id not in self._embedding_results:
-                self._embedding_results[request_id] = np.empty((job.num_inputs, runner.output_dim), np.float32)
-            self._embedding_results[request_id][[batch.inputs[row].index for row in rows]] = vectors[rows]
-            if not job.remaining:
-                result = self._embedding_results.pop(request_id)
-                outputs.append(EmbeddingOutput(request_id, result.shape[1], result.tobytes()))
-                self.scheduler.finish_embedding(job)
-        return outputs
+            self._embeddings += self._vectors.fail(batch)
 
-    def _fail_embeddings(self, request_ids: set[str]) -> list[EmbeddingOutput]:
-        for request_id in request_ids:
-            self.cancel(request_id)
-        return [EmbeddingOutput(request_id, 0, b"", error=STEP_FAILED) for request_id in sorted(request_ids)]
+    def _collect_all(self) -> None:
+        """Collect everything that is in flight: also because memory is to change; the next step tells what came."""
+        in_flight, self._in_flight = self._in_flight, []
+        for launch in in_flight:
+            self._collect(launch)
 
 
 def _num_preemptions() -> int:

@@ -212,16 +212,16 @@ def test_a_half_computed_embedding_job_can_be_cancelled(mixed: Engine) -> None:
     assert mixed.has_work
     mixed.cancel("gone")
     assert not mixed.has_work
-    assert not mixed._embedding_results
+    assert not mixed._vectors._unfinished
 
 
 def test_an_embedding_step_that_fails_ends_its_jobs_alone(mixed: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     runner = mixed._embedding["e"]
 
-    def fail(self: object, inputs: list[list[int]]) -> None:
+    def fail(self: object, inputs: list[list[int]], second_starts: list[int]) -> None:
         raise RuntimeError("device on fire")
 
-    monkeypatch.setattr(type(runner), "execute", fail)
+    monkeypatch.setattr(type(runner), "launch", fail)
     mixed.add(Embed("unlucky", "e", TEXTS[:1], 0.0))
     (output,) = mixed.step().embeddings
     assert output.error is not None

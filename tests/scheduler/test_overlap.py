@@ -15,6 +15,7 @@ from starter_models import minilm_folder
 from tiny_models import EOS_ID, make_tiny, make_tiny_tokenizer
 
 from penstock.scheduler.config import ModelSpec
+from penstock.scheduler.encoder import EncoderRunner, LaunchedTexts
 from penstock.scheduler.engine import Engine
 from penstock.scheduler.loader import load_runner
 from penstock.scheduler.messages import Embed, RequestOutput, Submit
@@ -253,6 +254,39 @@ def test_two_models_and_texts_share_overlapped_steps(folder: Path, tmp_path: Pat
 
     other = make_tiny("qwen3", tmp_path)
     assert mixed("on") == mixed("off")
+
+
+def test_texts_are_collected_after_the_next_launch(
+    folder: Path, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = ModelSpec("e", str(minilm_folder()), "embed", dtype="float32")
+    runner = load_runner(spec, engine.config)
+    assert isinstance(runner, EncoderRunner)
+    small = make_engine(folder, overlap="on", max_num_batched_tokens=24)
+    small.install(runner)
+    texts = [[101, *range(2000, 2015), 102] for _ in range(3)]  # one in each step
+    notes: list[str] = []
+    launch, collect = EncoderRunner.launch, LaunchedTexts.collect
+    monkeypatch.setattr(EncoderRunner, "launch", lambda self, *texts: notes.append("l") or launch(self, *texts))
+    monkeypatch.setattr(LaunchedTexts, "collect", lambda self: notes.append("c") or collect(self))
+    small.add(Embed("texts", "e", texts, 0.0))
+    small.add(Embed("gone", "e", texts[:1], 1.0))
+    found = []
+    for step in range(8):
+        found += small.step().embeddings
+        if step == 3:
+            small.cancel("gone")  # while it is computed
+    assert "".join(notes) == "llclclcc"
+    assert [output.request_id for output in found] == ["texts"]
+    assert found[0].data == runner.execute(texts).tobytes()
+    assert not small.has_work
+    # A failure is told once, of whatever steps the job's texts were in.
+    small.add(Embed("unlucky", "e", texts, 2.0))
+    small.step()
+    monkeypatch.setattr(LaunchedTexts, "collect", lambda self: 1 / 0)
+    (output,) = [output for _ in range(4) for output in small.step().embeddings]
+    assert output.error is not None
+    assert not small.has_work
 
 
 @contextmanager
