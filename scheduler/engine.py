@@ -6,7 +6,6 @@ the one that stamps timings. The device worker drives it in a process of its own
 
 import gc
 import logging
-import resource
 import time
 from dataclasses import dataclass, replace
 
@@ -37,7 +36,7 @@ from .request import Request
 from .results import LaunchedBatch
 from .runner import GenerationRunner
 from .scheduler import Scheduler
-from .thread_count import choose_num_threads
+from .thread_count import choose_num_threads, timed
 from .vectors import VectorCollector
 
 logger = logging.getLogger(__name__)
@@ -130,10 +129,7 @@ class Engine:
 
         def time_step(num_threads: int) -> float | None:
             torch.set_num_threads(num_threads)
-            before, start = _num_preemptions(), time.perf_counter()
-            runner.try_decode(num_rows)
-            seconds = time.perf_counter() - start
-            return seconds if _num_preemptions() == before else None
+            return timed(lambda: runner.try_decode(num_rows))
 
         chosen = choose_num_threads(usual, time_step)
         torch.set_num_threads(chosen)
@@ -359,8 +355,3 @@ class Engine:
         in_flight, self._in_flight = self._in_flight, []
         for launch in in_flight:
             self._collect(launch)
-
-
-def _num_preemptions() -> int:
-    """How often other programs took a processor from this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw

@@ -2,10 +2,32 @@
 
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 _SECONDS = 0.3  # that all of it may take
 _MIN_TIMINGS = 3  # of each number of threads; the first one also starts the threads
 _CLEARLY_FASTER = 0.9  # of the time that the usual number takes
+_UNDISTURBED = 0.05  # of its time that a step's threads may wait for a processor, all together
+_TASKS = Path("/proc/self/task")
+
+
+def timed(step: Callable[[], None]) -> float | None:
+    """Seconds that a step takes; None if it waited for processors that others had, or if the system does not tell."""
+    waited, start = _waited_seconds(), time.perf_counter()
+    step()
+    seconds, now_waited = time.perf_counter() - start, _waited_seconds()
+    if waited is None or now_waited is None or now_waited - waited > _UNDISTURBED * seconds:
+        return None
+    return seconds
+
+
+def _waited_seconds() -> float | None:
+    """How long this process's threads were ready to run and had no processor, so far."""
+    try:
+        waits = [int((task / "schedstat").read_text().split()[1]) for task in _TASKS.iterdir()]
+    except (OSError, IndexError):  # no such file, or a thread that has just ended
+        return None
+    return sum(waits) / 1e9
 
 
 def candidates(usual: int) -> list[int]:

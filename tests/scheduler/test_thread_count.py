@@ -16,7 +16,7 @@ from penstock.scheduler import thread_count
 from penstock.scheduler.config import EngineConfig, ModelSpec
 from penstock.scheduler.engine import Engine
 from penstock.scheduler.loader import load_runner
-from penstock.scheduler.thread_count import choose_num_threads
+from penstock.scheduler.thread_count import choose_num_threads, timed
 
 
 @pytest.fixture
@@ -89,3 +89,30 @@ def test_the_engine_computes_with_the_number_that_was_chosen(tmp_path: Path, mon
         torch.set_num_threads(1)
     assert counts == [1, 1]  # the usual number, not the one before
     assert run(engine, [make_job([50, 60, 70])]) == before
+
+
+@pytest.mark.parametrize(("waited_ms", "counts"), [(0, True), (0.4, True), (2, False)])
+def test_a_step_that_waited_for_processors_does_not_count(
+    waited_ms: float, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thread_count, "_TASKS", tmp_path)
+    now = 0.0
+    monkeypatch.setattr(thread_count, "time", SimpleNamespace(perf_counter=lambda: now))
+
+    def write(waited: int) -> None:
+        for task in ("1", "2"):
+            (tmp_path / task).mkdir(exist_ok=True)
+            (tmp_path / task / "schedstat").write_text(f"900000 {waited} 7\n")
+
+    def step() -> None:
+        nonlocal now
+        now += 0.01
+        write(5_000_000 + int(waited_ms * 1e6) // 2)
+
+    write(5_000_000)
+    assert timed(step) == (pytest.approx(0.01) if counts else None)
+
+
+def test_where_waiting_is_not_told_no_step_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thread_count, "_TASKS", tmp_path / "none")
+    assert timed(lambda: None) is None
