@@ -100,7 +100,7 @@ def test_ctrl_c_ends_it_too_and_the_worker_with_it(tmp_path: Path, scratch: Path
 
 
 def test_requests_of_every_api_process_finish_when_the_server_stops(tmp_path: Path, scratch: Path) -> None:
-    body = {"model": "tiny", "prompt": "a " * 30, "max_tokens": 2, "stream": True}
+    body = {"model": "tiny", "prompt": "a " * 12, "max_tokens": 2, "stream": True}
     arguments = ["--api-processes", "2"]
     with StubbedServer([make_model(tmp_path / "tiny")], scratch, *arguments) as server, ExitStack() as streams:
         url = f"{server.base_url}/v1/completions"
