@@ -27,8 +27,8 @@ from penstock.scheduler.runner import GenerationRunner
 from penstock.scheduler.sampling_params import SamplingParams
 
 RESULTS = Path(__file__).parent / "results"
-REQUESTS = (1, 2, 4, 8, 16, 32, 64, 128)
-CONTEXTS = (64, 128, 256, 512, 1024, 2048, 4096)
+REQUESTS = (1, 2, 4, 8, 16, 32, 64)
+CONTEXTS = (64, 128, 256, 512, 1024, 2048)
 VOCABULARIES = (8192, 16384, 32768, 65536, 131072, 262144)
 NUM_STEPS = 30
 GREEDY = SamplingParams(max_tokens=NUM_STEPS, seed=0, temperature=0.0, ignore_eos=True)
@@ -105,7 +105,8 @@ def load(folder: str) -> Engine:
 
 def step(engine: Engine, num_requests: int, context: int, sampling: SamplingParams = GREEDY) -> float:
     """Milliseconds of a decode step of `num_requests` with `context` tokens each, the median of many."""
-    workload = workloads.equal(num_requests, context, NUM_STEPS, 8000)
+    num_prompt_steps = num_requests * context // 256  # the first request generates while the last one's prompt waits
+    workload = workloads.equal(num_requests, context, NUM_STEPS + num_prompt_steps, 8000)
     return 1e3 * decode_steps(engine, workload, sampling).median
 
 
