@@ -38,6 +38,8 @@ class Submit:
     """Tokens this job already has: a job that outlived its worker goes on from here."""
     principal: str = ""
     """Whose job it is, for fair share."""
+    weight: float = 1.0
+    """The principal's share of the device, in proportion to those of the others."""
     priority: int = 0
     """Lower runs earlier."""
     cache_salt: str = ""
@@ -54,6 +56,7 @@ class Embed:
     """Token ids, special tokens included, each non-empty and within the model's length."""
     arrival_time: float
     principal: str = ""
+    weight: float = 1.0
     priority: int = 0
     second_starts: list[int] = field(default_factory=list)
     """For pairs: where in each input the tokens of the second text start, by the tokenizer's token types; the input's

@@ -6,6 +6,7 @@ from . import errors
 from .engine_client import EngineClient
 from .handlers.background import ResponseRuns
 from .handlers.services import Services
+from .keys.gate import Gate, Identify, anybody
 from .metrics import Metrics
 from .routes.anthropic import anthropic_router
 from .routes.chat import chat_router
@@ -37,6 +38,7 @@ def create_app(
     *,
     runs: ResponseRuns,
     downloads: Downloads,
+    identify: Identify = anybody,
     max_body_bytes: int = MAX_BODY_BYTES,
     counts_steps: bool = True,
 ) -> FastAPI:
@@ -48,6 +50,7 @@ def create_app(
         lifecycle: loads and unloads them.
         runs: makes responses, and has the store of what outlives requests; its maker closes both.
         downloads: fetches models; its maker closes it.
+        identify: tells who sends a request.
         max_body_bytes: larger request bodies are answered 413.
         counts_steps: see Metrics.
     """
@@ -75,5 +78,6 @@ def create_app(
         app.include_router(router)
     app.mount(DOCS_ASSETS, docs_assets())
     errors.install(app)
+    app.add_middleware(Gate, identify=identify)
     app.add_middleware(Envelope, metrics=services.metrics)
     return app

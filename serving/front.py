@@ -15,6 +15,7 @@ from penstock.scheduler.messages import ModelLoading
 from .app import create_app
 from .engine_client import EngineClient
 from .handlers.background import ResponseRuns
+from .keys.gate import anybody
 from .listener import HttpServer
 from .neighbours import Neighbours
 from .settings import Settings
@@ -91,7 +92,7 @@ class Front:
         )
         listeners = [listener]
         if settings.api_processes > 1:
-            app = self._neighbours.joined(app, self._runs, self._ensure)
+            app = self._neighbours.joined(app, self._runs, self._ensure, anybody)
             listeners.append(self._neighbours.listen())
         self.http = HttpServer(app, listeners, grace=settings.shutdown_timeout, debug=settings.log_level == "debug")
 

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .app import MAX_BODY_BYTES
 from .errors import ApiError, translate
-from .principal import principal_of
+from .keys.gate import Identify
 from .sse import until_disconnect
 
 if TYPE_CHECKING:
@@ -61,13 +61,13 @@ class Neighbours:
         listener.bind(str(path))
         return listener
 
-    def joined(self, app: ASGIApp, runs: "ResponseRuns", ensure: Ensure) -> ASGIApp:
+    def joined(self, app: ASGIApp, runs: "ResponseRuns", ensure: Ensure, identify: Identify) -> ASGIApp:
         """The application, with what concerns other processes handed to them."""
 
         async def route(scope: Scope, receive: Receive, send: Send) -> None:
             path = scope["path"]
             made = _OF_RESPONSE.fullmatch(path)
-            is_elsewhere = made is not None and runs.find(principal_of(Headers(scope=scope)), made[1]) is None
+            is_elsewhere = made is not None and runs.find(identify(Headers(scope=scope)).id, made[1]) is None
             if not (scope["server"] and scope["server"][1]):  # a neighbour asks: other sockets have a port
                 if path == ENSURE:
                     await _answer_ensure(ensure, scope, receive, send)

@@ -1,19 +1,46 @@
-"""Whose request it is: by this name, stored answers of one key are kept from all others."""
+"""Whose request it is: what the gate has found out about its sender, for everything behind the gate."""
 
-import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from starlette.datastructures import Headers
+Scope = Literal["use", "embeddings", "admin"]
+"""What a key may do: call models, make nothing but vectors and scores, look after the server."""
+ALL_SCOPES: frozenset[Scope] = frozenset({"use", "embeddings", "admin"})
+PRINCIPAL = "principal"
+"""Key in a scope's state, where the gate puts the Principal."""
 
-ANONYMOUS = ""
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much one principal may ask for; 0: as much as it likes."""
+
+    requests_per_minute: int = 0
+    tokens_per_minute: int = 0
+    tokens_per_day: int = 0
+    max_in_flight: int = 0
+    """Requests at the same time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who asks."""
+
+    id: str = ""
+    """By this the store and the scheduler know it: of its key, but does not give the key away. "": has no key."""
+    name: str = ""
+    """For people; "": nobody has given it one."""
+    weight: float = 1.0
+    """Its share of the device, in proportion to those of the others."""
+    scopes: frozenset[Scope] = ALL_SCOPES
+    limits: Limits = Limits()
+
+
+EVERYBODY = Principal()
 """Everybody without a key."""
 
 
-def principal_of(headers: Headers) -> str:
-    """A name for the key in `Authorization: Bearer` or `x-api-key` that does not give the key away.
-
-    Clients that need no key send an empty one or none: they are all ANONYMOUS.
-    """
-    scheme, _, token = headers.get("authorization", "").partition(" ")
-    key = token.strip() if scheme.lower() == "bearer" else ""
-    key = key or headers.get("x-api-key", "").strip()
-    return hashlib.sha256(key.encode()).hexdigest()[:32] if key else ANONYMOUS
+def principal_of(exchange: Mapping[str, Any]) -> Principal:
+    """Who sent a request, given the request or its ASGI scope."""
+    principal: Principal = exchange["state"][PRINCIPAL]
+    return principal

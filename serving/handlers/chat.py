@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
+from ..principal import Principal
 from ..protocol.chat import ChatCompletionBody
 from ..text.token_table import TokenTable
 from .chat_answer import AnswerForm, DeltaFrames, MessageBuilder
@@ -21,7 +22,7 @@ class ChatHandler:
 
     services: Services
 
-    async def prepare(self, body: ChatCompletionBody, principal: str) -> Turn:
+    async def prepare(self, body: ChatCompletionBody, principal: Principal) -> Turn:
         """Check a request against its model and render its prompt.
 
         Raises:
@@ -66,7 +67,7 @@ class ChatHandler:
 
     async def _keep(self, turn: Turn, body: ChatCompletionBody, answer: dict[str, object]) -> None:
         if body.store:
-            await keep_completion(self.services.store, turn.request.principal, answer, body.messages, body.metadata)
+            await keep_completion(self.services.store, turn.request.principal.id, answer, body.messages, body.metadata)
 
 
 def _form(body: ChatCompletionBody) -> AnswerForm:

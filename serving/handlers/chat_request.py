@@ -3,6 +3,7 @@
 import uuid
 from collections.abc import Sequence
 
+from ..principal import Principal
 from ..protocol.chat import ChatCompletionBody, ChatMessage, FunctionCall, ToolCall
 from ..protocol.tools import AllowedToolsChoice, Custom, Function, Named, NamedCustom, NamedFunction
 from ..text.chat_template import Message
@@ -12,7 +13,7 @@ from .sampling import wishes_of
 from .turn_types import TurnRequest
 
 
-def turn_request(body: ChatCompletionBody, principal: str) -> TurnRequest:
+def turn_request(body: ChatCompletionBody, principal: Principal) -> TurnRequest:
     """The body's meaning.
 
     Raises:

@@ -12,6 +12,7 @@ from penstock.scheduler.messages import ModelReady, Submit, TokenLogprobs
 from penstock.scheduler.sampling_params import SamplingParams
 
 from ..errors import ApiError
+from ..principal import Principal
 from ..protocol.completion import CompletionBody
 from ..text.output_format import ANYTHING, Grammar, grammar_of
 from ..text.served_model import ServedModel
@@ -70,7 +71,7 @@ class CompletionHandler:
 
     services: Services
 
-    async def prepare(self, body: CompletionBody, principal: str) -> Completion:
+    async def prepare(self, body: CompletionBody, principal: Principal) -> Completion:
         """Check a request against its model and tokenise its prompts.
 
         Raises:
@@ -96,7 +97,8 @@ class CompletionHandler:
                     prompt_token_ids=prompt.token_ids,
                     sampling=replace(sampling, seed=choice_seed(seed, index)),
                     arrival_time=now,
-                    principal=principal,
+                    principal=principal.id,
+                    weight=principal.weight,
                     priority=body.priority,
                     cache_salt=body.cache_salt,
                 )

@@ -12,6 +12,7 @@ import orjson
 from penstock.scheduler.messages import Embed, ModelReady
 
 from ..errors import ApiError, context_length_exceeded
+from ..principal import Principal
 from ..protocol.embedding import EmbeddingBody
 from ..protocol.explain import preview
 from ..text.served_model import ServedModel
@@ -28,7 +29,7 @@ class EmbeddingHandler:
 
     services: Services
 
-    async def answer(self, body: EmbeddingBody, principal: str) -> bytes:
+    async def answer(self, body: EmbeddingBody, principal: Principal) -> bytes:
         """The JSON answer.
 
         Raises:
@@ -45,7 +46,8 @@ class EmbeddingHandler:
                 model=served.name,
                 inputs=inputs,
                 arrival_time=time.time(),
-                principal=principal,
+                principal=principal.id,
+                weight=principal.weight,
                 priority=body.priority,
             )
         )

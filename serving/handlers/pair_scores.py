@@ -11,6 +11,7 @@ import numpy.typing as npt
 from penstock.scheduler.messages import Embed, ModelReady
 
 from ..errors import ApiError, context_length_exceeded, wrong_kind
+from ..principal import Principal
 from ..protocol.rerank import ScoringBody
 from ..text.served_model import EmbeddingInputRules, ServedModel
 from ..text.tokenizer import off_loop
@@ -55,7 +56,7 @@ class Scores:
         return {"prompt_tokens": self.num_tokens, "completion_tokens": 0, "total_tokens": self.num_tokens}
 
 
-async def score_pairs(services: Services, body: ScoringBody, pairs: Pairs, principal: str) -> Scores:
+async def score_pairs(services: Services, body: ScoringBody, pairs: Pairs, principal: Principal) -> Scores:
     """Score every pair.
 
     Raises:
@@ -83,7 +84,8 @@ async def score_pairs(services: Services, body: ScoringBody, pairs: Pairs, princ
             model=served.name,
             inputs=inputs,
             arrival_time=time.time(),
-            principal=principal,
+            principal=principal.id,
+            weight=principal.weight,
             priority=body.priority,
             second_starts=starts,
         )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..principal import Principal
 from ..protocol.rerank import RerankBody, ScoreBody
 from .pair_scores import Pairs, score_pairs
 from .services import Services
@@ -17,7 +18,7 @@ class RerankHandler:
 
     services: Services
 
-    async def rerank(self, body: RerankBody, principal: str) -> dict[str, object]:
+    async def rerank(self, body: RerankBody, principal: Principal) -> dict[str, object]:
         """The documents, best first."""
         pairs = Pairs(
             [body.query], body.documents, ["query"], _params("documents", body.documents), body.max_tokens_per_doc
@@ -35,7 +36,7 @@ class RerankHandler:
             "usage": scores.usage(),
         }
 
-    async def score(self, body: ScoreBody, principal: str) -> dict[str, object]:
+    async def score(self, body: ScoreBody, principal: Principal) -> dict[str, object]:
         """A score for each pair, in their order."""
         pairs = Pairs(body.text_1, body.text_2, _params("text_1", body.text_1), _params("text_2", body.text_2))
         scores = await score_pairs(self.services, body, pairs, principal)

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..principal import Principal
 from ..protocol.tokenize import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
 from ..text.served_model import ServedModel
 from ..text.tokenizer import off_loop
@@ -19,7 +20,7 @@ class TokenizeHandler:
 
     services: Services
 
-    async def tokenize(self, body: TokenizeTextBody | TokenizeChatBody, principal: str) -> dict[str, object]:
+    async def tokenize(self, body: TokenizeTextBody | TokenizeChatBody, principal: Principal) -> dict[str, object]:
         """The tokens of a text, or of a chat's prompt.
 
         Raises:

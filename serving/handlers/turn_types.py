@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..principal import EVERYBODY, Principal
 from ..text.chat_template import Message
 from ..text.output_format import OutputFormat
 from ..text.tools import Tool, ToolChoice
@@ -73,7 +74,7 @@ class TurnRequest:
     """Longest prompt and output together; None: what the model takes."""
     ttl: int | None = None
     """Seconds that the model stays after its last use, if this request loads it."""
-    principal: str = ""
+    principal: Principal = EVERYBODY
     priority: int = 0
     cache_salt: str = ""
 

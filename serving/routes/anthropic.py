@@ -29,7 +29,7 @@ def anthropic_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def create_message(request: Request) -> Response:
         body = await read_body(request, MessagesBody, max_body_bytes)
-        principal = principal_of(request.headers)
+        principal = principal_of(request)
 
         async def events() -> AsyncGenerator[bytes]:
             return messages.events(await messages.prepare(body, principal), body)
@@ -48,7 +48,7 @@ def anthropic_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     @router.post("/count_tokens", **documented("Count tokens", tag="Anthropic", body=PromptBody, answer=MessageTokens))
     async def count_tokens(request: Request) -> Response:
         body = await read_body(request, PromptBody, max_body_bytes)
-        counting = messages.count_tokens(body, principal_of(request.headers))
+        counting = messages.count_tokens(body, principal_of(request))
         return json_response(await until_disconnect(request.receive, counting))
 
     return router

@@ -28,7 +28,7 @@ def chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def create_chat_completion(request: Request) -> Response:
         body = await read_body(request, ChatCompletionBody, max_body_bytes)
-        principal = principal_of(request.headers)
+        principal = principal_of(request)
 
         async def events() -> AsyncGenerator[bytes]:
             return chat.events(await chat.prepare(body, principal), body)

@@ -28,7 +28,7 @@ def completions_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def create_completion(request: Request) -> Response:
         body = await read_body(request, CompletionBody, max_body_bytes)
-        principal = principal_of(request.headers)
+        principal = principal_of(request)
 
         async def events() -> AsyncGenerator[bytes]:
             return handler.events(await handler.prepare(body, principal))

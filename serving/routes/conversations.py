@@ -32,14 +32,14 @@ def conversations_router(services: Services, *, max_body_bytes: int) -> APIRoute
     async def create_conversation(request: Request) -> Response:
         read_query(request, Query)
         body = await read_body(request, ConversationBody, max_body_bytes)
-        return json_response(orjson.dumps(await conversations.create(principal_of(request.headers), body)))
+        return json_response(orjson.dumps(await conversations.create(principal_of(request).id, body)))
 
     @router.get(
         "/{conversation_id}", **documented("Read a conversation", tag="Conversations", query=Query, answer=Conversation)
     )
     async def retrieve_conversation(request: Request, conversation_id: str) -> Response:
         read_query(request, Query)
-        return json_response(orjson.dumps(await conversations.get(principal_of(request.headers), conversation_id)))
+        return json_response(orjson.dumps(await conversations.get(principal_of(request).id, conversation_id)))
 
     @router.post(
         "/{conversation_id}",
@@ -50,7 +50,7 @@ def conversations_router(services: Services, *, max_body_bytes: int) -> APIRoute
     async def update_conversation(request: Request, conversation_id: str) -> Response:
         read_query(request, Query)
         body = await read_body(request, MetadataBody, max_body_bytes)
-        updated = await conversations.set_metadata(principal_of(request.headers), conversation_id, body.metadata)
+        updated = await conversations.set_metadata(principal_of(request).id, conversation_id, body.metadata)
         return json_response(orjson.dumps(updated))
 
     @router.delete(
@@ -58,7 +58,7 @@ def conversations_router(services: Services, *, max_body_bytes: int) -> APIRoute
     )
     async def delete_conversation(request: Request, conversation_id: str) -> Response:
         read_query(request, Query)
-        return json_response(orjson.dumps(await conversations.delete(principal_of(request.headers), conversation_id)))
+        return json_response(orjson.dumps(await conversations.delete(principal_of(request).id, conversation_id)))
 
     @router.post(
         "/{conversation_id}/items",
@@ -67,7 +67,7 @@ def conversations_router(services: Services, *, max_body_bytes: int) -> APIRoute
     async def create_items(request: Request, conversation_id: str) -> Response:
         query = read_query(request, IncludeQuery)
         body = await read_body(request, NewItemsBody, max_body_bytes)
-        added = await conversations.add_items(principal_of(request.headers), conversation_id, body, query.include)
+        added = await conversations.add_items(principal_of(request).id, conversation_id, body, query.include)
         return json_response(orjson.dumps(added))
 
     @router.get(
@@ -75,7 +75,7 @@ def conversations_router(services: Services, *, max_body_bytes: int) -> APIRoute
     )
     async def list_items(request: Request, conversation_id: str) -> Response:
         query = read_query(request, ItemsQuery)
-        listed = await conversations.list_items(principal_of(request.headers), conversation_id, query)
+        listed = await conversations.list_items(principal_of(request).id, conversation_id, query)
         return json_response(orjson.dumps(listed))
 
     @router.get(
@@ -84,7 +84,7 @@ def conversations_router(services: Services, *, max_body_bytes: int) -> APIRoute
     )
     async def retrieve_item(request: Request, conversation_id: str, item_id: str) -> Response:
         include = read_query(request, IncludeQuery).include
-        item = await conversations.get_item(principal_of(request.headers), conversation_id, item_id, include)
+        item = await conversations.get_item(principal_of(request).id, conversation_id, item_id, include)
         return json_response(orjson.dumps(item))
 
     @router.delete(
@@ -93,7 +93,7 @@ def conversations_router(services: Services, *, max_body_bytes: int) -> APIRoute
     )
     async def delete_item(request: Request, conversation_id: str, item_id: str) -> Response:
         read_query(request, Query)
-        conversation = await conversations.delete_item(principal_of(request.headers), conversation_id, item_id)
+        conversation = await conversations.delete_item(principal_of(request).id, conversation_id, item_id)
         return json_response(orjson.dumps(conversation))
 
     return router

@@ -22,7 +22,7 @@ def embeddings_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     @router.post("/embeddings", **documented("Embed texts", tag="Text", body=EmbeddingBody, answer=Embeddings))
     async def create_embeddings(request: Request) -> Response:
         body = await read_body(request, EmbeddingBody, max_body_bytes)
-        answer = handler.answer(body, principal_of(request.headers))
+        answer = handler.answer(body, principal_of(request))
         return json_response(await until_disconnect(request.receive, answer))
 
     return router

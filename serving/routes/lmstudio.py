@@ -34,7 +34,7 @@ def lmstudio_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def chat(request: Request) -> Response:
         body = await read_body(request, NativeChatBody, max_body_bytes)
-        turn = NativeChat(services, body, principal_of(request.headers))
+        turn = NativeChat(services, body, principal_of(request))
         if body.stream:
             return EventStream(turn.stream())
         return json_response(orjson.dumps(await until_disconnect(request.receive, turn.answer())))

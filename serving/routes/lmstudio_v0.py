@@ -51,7 +51,7 @@ def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def create_chat_completion(request: Request) -> Response:
         body = await read_body(request, ChatCompletionBody, max_body_bytes)
-        principal = principal_of(request.headers)
+        principal = principal_of(request)
 
         async def events() -> AsyncGenerator[bytes]:
             turn = await chat.prepare(body, principal)
@@ -77,7 +77,7 @@ def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def create_completion(request: Request) -> Response:
         body = await read_body(request, CompletionBody, max_body_bytes)
-        principal = principal_of(request.headers)
+        principal = principal_of(request)
 
         async def events() -> AsyncGenerator[bytes]:
             prepared = await completion.prepare(body, principal)
@@ -94,7 +94,7 @@ def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     @router.post("/embeddings", **documented("Embed texts", tag="LM Studio", body=EmbeddingBody, answer=Embeddings))
     async def create_embeddings(request: Request) -> Response:
         body = await read_body(request, EmbeddingBody, max_body_bytes)
-        answer = embedding.answer(body, principal_of(request.headers))
+        answer = embedding.answer(body, principal_of(request))
         return json_response(await until_disconnect(request.receive, answer))
 
     return router

@@ -22,12 +22,12 @@ def rerank_router(services: Services, *, max_body_bytes: int) -> APIRouter:
 
     async def rerank(request: Request) -> Response:
         body = await read_body(request, RerankBody, max_body_bytes)
-        answer = handler.rerank(body, principal_of(request.headers))
+        answer = handler.rerank(body, principal_of(request))
         return json_response(orjson.dumps(await until_disconnect(request.receive, answer)))
 
     async def score(request: Request) -> Response:
         body = await read_body(request, ScoreBody, max_body_bytes)
-        answer = handler.score(body, principal_of(request.headers))
+        answer = handler.score(body, principal_of(request))
         return json_response(orjson.dumps(await until_disconnect(request.receive, answer)))
 
     for path in ("/v1/rerank", "/v2/rerank", "/rerank"):

@@ -34,13 +34,13 @@ def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def create_response(request: Request) -> Response:
         body = await read_body(request, ResponseBody, max_body_bytes)
-        principal = principal_of(request.headers)
-        with services.runs.turn_in(principal, body.conversation.id if body.conversation else None):
+        principal = principal_of(request)
+        with services.runs.turn_in(principal.id, body.conversation.id if body.conversation else None):
             accepted = await until_disconnect(request.receive, responses.accept(body, principal))
             live = accepted.live
             try:
                 run = await services.runs.start(
-                    live, principal, store=body.store, stream=body.stream, background=body.background
+                    live, principal.id, store=body.store, stream=body.stream, background=body.background
                 )
             except BaseException:
                 await live.close()
@@ -64,7 +64,7 @@ def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def count_input_tokens(request: Request) -> Response:
         body = await read_body(request, InputTokensBody, max_body_bytes)
-        counting = responses.count(body, principal_of(request.headers))
+        counting = responses.count(body, principal_of(request))
         return json_response(orjson.dumps(await until_disconnect(request.receive, counting)))
 
     @router.post(
@@ -73,7 +73,7 @@ def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def compact_conversation(request: Request) -> Response:
         body = await read_body(request, CompactBody, max_body_bytes)
-        compacting = responses.compact(body, principal_of(request.headers))
+        compacting = responses.compact(body, principal_of(request))
         return json_response(orjson.dumps(await until_disconnect(request.receive, compacting)))
 
     return router

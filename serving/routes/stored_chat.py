@@ -28,7 +28,7 @@ def stored_chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     async def list_chat_completions(request: Request) -> Response:
         query = read_query(request, ChatListQuery)
         page = await chats.page(
-            principal_of(request.headers),
+            principal_of(request).id,
             after=query.after,
             limit=query.limit,
             order=query.order,
@@ -43,7 +43,7 @@ def stored_chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def retrieve_chat_completion(request: Request, completion_id: str) -> Response:
         read_query(request, Query)
-        return json_response(orjson.dumps(await chats.get(principal_of(request.headers), completion_id)))
+        return json_response(orjson.dumps(await chats.get(principal_of(request).id, completion_id)))
 
     @router.post(
         "/{completion_id}",
@@ -58,7 +58,7 @@ def stored_chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     async def update_chat_completion(request: Request, completion_id: str) -> Response:
         read_query(request, Query)
         body = await read_body(request, MetadataBody, max_body_bytes)
-        updated = await chats.set_metadata(principal_of(request.headers), completion_id, body.metadata)
+        updated = await chats.set_metadata(principal_of(request).id, completion_id, body.metadata)
         return json_response(orjson.dumps(updated))
 
     @router.delete(
@@ -67,7 +67,7 @@ def stored_chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def delete_chat_completion(request: Request, completion_id: str) -> Response:
         read_query(request, Query)
-        await chats.delete(principal_of(request.headers), completion_id)
+        await chats.delete(principal_of(request).id, completion_id)
         deleted = {"id": completion_id, "object": "chat.completion.deleted", "deleted": True}
         return json_response(orjson.dumps(deleted))
 
@@ -77,7 +77,7 @@ def stored_chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     )
     async def list_messages(request: Request, completion_id: str) -> Response:
         query = read_query(request, PageQuery)
-        principal = principal_of(request.headers)
+        principal = principal_of(request).id
         page = await chats.messages(principal, completion_id, after=query.after, limit=query.limit, order=query.order)
         return json_response(orjson.dumps(page.to_json()))
 

@@ -36,7 +36,7 @@ def stored_responses_router(services: Services) -> APIRouter:
     )
     async def retrieve_response(request: Request, response_id: str) -> Response:
         query = read_query(request, ResponseQuery)
-        principal = principal_of(request.headers)
+        principal = principal_of(request).id
         if not query.stream:
             return json_response(orjson.dumps(await stored.get(principal, response_id, query.include)))
         after = -1 if query.starting_after is None else query.starting_after
@@ -45,7 +45,7 @@ def stored_responses_router(services: Services) -> APIRouter:
     @router.delete("", **documented("Delete a response", tag="Responses", query=Query, answer=Deleted))
     async def delete_response(request: Request, response_id: str) -> Response:
         read_query(request, Query)
-        return json_response(orjson.dumps(await stored.delete(principal_of(request.headers), response_id)))
+        return json_response(orjson.dumps(await stored.delete(principal_of(request).id, response_id)))
 
     @router.post(
         "/cancel",
@@ -53,7 +53,7 @@ def stored_responses_router(services: Services) -> APIRouter:
     )
     async def cancel_response(request: Request, response_id: str) -> Response:
         read_query(request, Query)
-        return json_response(orjson.dumps(await stored.cancel(principal_of(request.headers), response_id)))
+        return json_response(orjson.dumps(await stored.cancel(principal_of(request).id, response_id)))
 
     @router.get(
         "/input_items",
@@ -63,7 +63,7 @@ def stored_responses_router(services: Services) -> APIRouter:
     )
     async def list_input_items(request: Request, response_id: str) -> Response:
         query = read_query(request, ItemsQuery)
-        listed = await stored.input_items(principal_of(request.headers), response_id, query)
+        listed = await stored.input_items(principal_of(request).id, response_id, query)
         return json_response(orjson.dumps(listed))
 
     return router

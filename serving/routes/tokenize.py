@@ -24,7 +24,7 @@ def tokenize_router(services: Services, *, max_body_bytes: int) -> APIRouter:
 
     async def tokenize(request: Request) -> Response:
         body = await read_one_of(request, _kind, max_body_bytes)
-        tokenizing = handler.tokenize(body, principal_of(request.headers))
+        tokenizing = handler.tokenize(body, principal_of(request))
         return json_response(orjson.dumps(await until_disconnect(request.receive, tokenizing)))
 
     async def detokenize(request: Request) -> Response:

@@ -13,7 +13,7 @@ from server_process import ServerProcess
 from starlette.datastructures import Headers
 from tiny_models import make_tiny, make_tiny_tokenizer
 
-from penstock.serving.principal import principal_of
+from penstock.serving.keys.gate import anybody
 from penstock.serving.store.database import Database
 from penstock.serving.store.store import open_store
 
@@ -75,6 +75,6 @@ def test_stored_state_survives_the_servers_death(tmp_path: Path) -> None:
 async def read(path: Path, response_id: str) -> dict[str, Any]:
     store = open_store(Database(path))
     try:
-        return await store.responses.get(principal_of(Headers({"authorization": "Bearer mine"})), response_id)
+        return await store.responses.get(anybody(Headers({"authorization": "Bearer mine"})).id, response_id)
     finally:
         await store.database.close()

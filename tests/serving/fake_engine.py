@@ -354,7 +354,7 @@ class Front:
 
     def app_metrics(self) -> str:
         """What /metrics says."""
-        (envelope,) = self.app.user_middleware
+        envelope, *_ = self.app.user_middleware
         metrics: Metrics = envelope.kwargs["metrics"]  # type: ignore[assignment]
         return metrics.exposition().decode()
 

@@ -10,7 +10,7 @@ from openai.types.responses import Response
 from starlette.datastructures import Headers
 
 from penstock.scheduler.messages import JobError, ModelFailed, RequestOutput
-from penstock.serving.principal import principal_of
+from penstock.serving.keys.gate import anybody
 
 HI = {"model": CHAT, "input": "hi"}
 THINKING_TEMPLATE = (
@@ -146,7 +146,7 @@ async def test_a_chat_goes_on() -> None:
         said = "user\nhi\nassistant\nhello world\nuser\nAnd now?\nassistant\n"
         assert prompts(front)[1] == "system\nBe brief.\n" + said
         assert prompts(front)[2] == "system\nBe long.\n" + said + "hello world\nuser\nAgain.\nassistant\n"
-        principal = principal_of(Headers({"authorization": ""}))
+        principal = anybody(Headers({"authorization": ""})).id
         stored = Response.model_validate(await front.store.responses.get(principal, third["response_id"]), strict=True)
         assert stored.output_text == "hello world" and stored.previous_response_id == second["response_id"]
         other = {"authorization": "Bearer somebody-else"}

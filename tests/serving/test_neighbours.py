@@ -10,6 +10,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from penstock.serving import neighbours
 from penstock.serving.handlers.background import ResponseRuns
+from penstock.serving.keys.gate import anybody
 from penstock.serving.neighbours import Neighbours
 from penstock.serving.store.database import Database
 from penstock.serving.store.store import open_store
@@ -26,7 +27,7 @@ async def _never(name: str, ttl: float | None) -> None:
 async def _ask(folder: Path, *pieces: bytes) -> bytes:
     """What the second process of two answers alone to a call that is the first's business."""
     second = Neighbours(folder, 1, 2)
-    app = second.joined(_echo, ResponseRuns(open_store(Database(None))), _never)
+    app = second.joined(_echo, ResponseRuns(open_store(Database(None))), _never, anybody)
     incoming: list[Message] = [
         {"type": "http.request", "body": piece, "more_body": number < len(pieces)}
         for number, piece in enumerate(pieces, start=1)

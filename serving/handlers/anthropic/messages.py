@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import orjson
 
+from ...principal import Principal
 from ...protocol.anthropic.messages import MessagesBody, PromptBody
 from ...sse import typed_event
 from ..pauses import with_pauses
@@ -23,7 +24,7 @@ class MessagesHandler:
 
     services: Services
 
-    async def prepare(self, body: MessagesBody, principal: str) -> Turn:
+    async def prepare(self, body: MessagesBody, principal: Principal) -> Turn:
         """Check a request against its model and render its prompt.
 
         Raises:
@@ -32,7 +33,7 @@ class MessagesHandler:
         """
         return await prepare_turn(self.services, turn_request(body, f"msg_{uuid.uuid4().hex}", principal))
 
-    async def count_tokens(self, body: PromptBody, principal: str) -> bytes:
+    async def count_tokens(self, body: PromptBody, principal: Principal) -> bytes:
         """The number of tokens that a request's prompt has; raises as `prepare` does."""
         request = turn_request(body, f"msg_{uuid.uuid4().hex}", principal)
         return orjson.dumps({"input_tokens": await count_prompt_tokens(self.services, request)})

@@ -6,6 +6,7 @@ from typing import Any
 
 import orjson
 
+from ...principal import Principal
 from ...protocol.anthropic.messages import MessagesBody, PromptBody
 from ...protocol.anthropic.tools import ClientTool
 from ...text.output_format import OutputFormat
@@ -14,7 +15,7 @@ from ..turn_types import SamplingWishes, TurnRequest
 from .prompt import template_messages
 
 
-def turn_request(body: PromptBody, request_id: str, principal: str) -> TurnRequest:
+def turn_request(body: PromptBody, request_id: str, principal: Principal) -> TurnRequest:
     """What a body asks of the assistant."""
     choice = body.tool_choice
     last = body.messages[-1]

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...error_forms import LM_STUDIO
 from ...errors import FORESEEN, ApiError, translate
+from ...principal import Principal
 from ...protocol.lmstudio.chat import NativeChatBody
 from ...shelf.card import ModelCard
 from ...sse import typed_event
@@ -33,7 +34,7 @@ class NativeChat:
         principal: whose request it is.
     """
 
-    def __init__(self, services: Services, body: NativeChatBody, principal: str) -> None:
+    def __init__(self, services: Services, body: NativeChatBody, principal: Principal) -> None:
         self._services = services
         self._body = body
         self._principal = principal

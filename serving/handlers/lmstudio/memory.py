@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ...principal import Principal
 from ...protocol.lmstudio.chat import NativeChatBody
 from ...protocol.responses.body import ResponseBody
 from ...protocol.responses.items import ITEMS, MessageItem
@@ -23,7 +24,7 @@ class ChatMemory:
         principal: whose it is.
     """
 
-    def __init__(self, store: Store, body: NativeChatBody, principal: str) -> None:
+    def __init__(self, store: Store, body: NativeChatBody, principal: Principal) -> None:
         self._store = store
         self._body = body
         self._principal = principal
@@ -37,7 +38,7 @@ class ChatMemory:
         before: list[dict[str, Any]] = []
         previous = self._body.previous_response_id
         if previous is not None:
-            before = await self._store.responses.history(self._principal, previous)
+            before = await self._store.responses.history(self._principal.id, previous)
         items = ITEMS.validate_python([*before, *self._said()])
         if self._body.system_prompt is not None:
             items = [item for item in items if not (isinstance(item, MessageItem) and item.role == "system")]
@@ -72,7 +73,7 @@ class ChatMemory:
             ],
             "usage": usage_object(turn.usage(), 0),
         }
-        await self._store.responses.save(self._principal, response, complete_items(self._said()))
+        await self._store.responses.save(self._principal.id, response, complete_items(self._said()))
 
     def _said(self) -> list[dict[str, Any]]:
         """The request as input items."""

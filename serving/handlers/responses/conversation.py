@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...errors import ApiError
+from ...principal import Principal
 from ...protocol.responses.body import InputTokensBody, ResponseBody
 from ...protocol.responses.items import ITEMS, AdditionalToolsItem, CompactionTrigger, Item, ItemReference
 from ...store.items import complete_items
@@ -32,7 +33,7 @@ class Conversation:
     """It is to be summarised; its last message asks for that."""
 
 
-async def gather_conversation(store: Store, body: ResponseBody | InputTokensBody, principal: str) -> Conversation:
+async def gather_conversation(store: Store, body: ResponseBody | InputTokensBody, principal: Principal) -> Conversation:
     """The conversation of a request, off the event loop if it is long.
 
     Raises:
@@ -40,11 +41,11 @@ async def gather_conversation(store: Store, body: ResponseBody | InputTokensBody
     """
     stored: list[Json] = []
     if body.previous_response_id is not None:
-        stored = await store.responses.history(principal, body.previous_response_id)
+        stored = await store.responses.history(principal.id, body.previous_response_id)
     elif body.conversation is not None:
-        stored = await store.conversations.items(principal, body.conversation.id)
+        stored = await store.conversations.items(principal.id, body.conversation.id)
     ids = [item.id for item in body.input if isinstance(item, ItemReference)]
-    found = await store.responses.find_items(principal, ids)
+    found = await store.responses.find_items(principal.id, ids)
     size = (len(stored) + len(body.input)) * _CHARACTERS_PER_ITEM
     return await off_loop(size, lambda: _assemble(body, stored, found))
 

@@ -5,6 +5,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from ...principal import Principal
 from ...protocol.responses.body import CompactBody, InputTokensBody, ResponseBody, TextConfig
 from ...protocol.responses.items import CompactionTrigger
 from ...text.output_format import OutputFormat
@@ -39,7 +40,7 @@ class ResponsesHandler:
 
     services: Services
 
-    async def accept(self, body: ResponseBody, principal: str) -> Accepted:
+    async def accept(self, body: ResponseBody, principal: Principal) -> Accepted:
         """Check a request, gather its history and begin to answer it.
 
         Raises:
@@ -86,7 +87,7 @@ class ResponsesHandler:
         await live.start()
         return Accepted(live, toolbox.not_offered)
 
-    async def count(self, body: InputTokensBody, principal: str) -> Json:
+    async def count(self, body: InputTokensBody, principal: Principal) -> Json:
         """How many tokens a request's prompt has.
 
         Raises:
@@ -101,7 +102,7 @@ class ResponsesHandler:
             "input_tokens": await count_prompt_tokens(self.services, request),
         }
 
-    async def compact(self, body: CompactBody, principal: str) -> Json:
+    async def compact(self, body: CompactBody, principal: Principal) -> Json:
         """The conversation as one compaction item, which holds the model's own summary of it.
 
         Raises:
@@ -135,7 +136,7 @@ def _turn_request(
     request_id: str,
     conversation: Conversation,
     toolbox: Toolbox,
-    principal: str,
+    principal: Principal,
 ) -> TurnRequest:
     """What the prompt depends on; a summary is plain text, whatever the conversation was about."""
     return TurnRequest(
