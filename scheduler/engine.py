@@ -190,7 +190,7 @@ class Engine:
         return {
             lane.model: ModelStats(
                 num_running=len(lane.running),
-                num_waiting=len(lane.waiting),
+                num_waiting=self.scheduler.num_waiting(lane.model),
                 kv_blocks_total=lane.kv.pool.num_blocks,
                 kv_blocks_used=lane.kv.pool.num_used,
                 prefix_cache_queries=lane.kv.prefix_cache.num_queried_tokens,
@@ -256,6 +256,7 @@ class Engine:
                     job.principal,
                     job.priority,
                     job.second_starts,
+                    job.alone,
                 )
             )
 
@@ -275,12 +276,14 @@ class Engine:
         may come without results. Without it, it is the same step.
         """
         started = time.perf_counter()
+        if self.scheduler.is_alone_next:
+            self._collect_all()
         plan = self.scheduler.schedule()
         in_flight, self._in_flight = self._in_flight, []
         batches: list[GenerationBatch | EmbeddingBatch] = [*plan.generation, *plan.embedding]
         for batch in batches:
             self._launch(batch)
-            if self.config.overlap == "off":
+            if self.config.overlap == "off" or plan.alone:
                 self._collect_all()
         for launch in in_flight:
             self._collect(launch)

@@ -44,6 +44,8 @@ class Submit:
     """Lower runs earlier."""
     cache_salt: str = ""
     """Requests share prefix-cache blocks only under the same salt."""
+    alone: bool = False
+    """Computed in steps that hold nothing else until it has its first new token: it may have brought a worker down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,8 @@ class Embed:
     second_starts: list[int] = field(default_factory=list)
     """For pairs: where in each input the tokens of the second text start, by the tokenizer's token types; the input's
     length if it gives both texts the same type."""
+    alone: bool = False
+    """Computed in steps that hold nothing else: it may have brought a worker down."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,6 +92,7 @@ class OutputMaker:
             return self._refuse(request, invalid_grammar(matcher.error))
         is_first = len(request.token_ids) == len(request.prompt_token_ids)
         request.append(token.token_id)
+        self._scheduler.come_through(request)
         request.first_token_time = request.first_token_time or now
         self._scheduler.generation_lanes[request.model].num_generation_tokens += 1
         output = RequestOutput(

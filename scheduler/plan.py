@@ -84,6 +84,8 @@ class StepPlan:
     embedding: list[EmbeddingBatch] = field(default_factory=list)
     num_batched_tokens: int = 0
     """Tokens of all batches together."""
+    alone: bool = False
+    """Nothing else may be on the device while this step is."""
 
     def __bool__(self) -> bool:
         return bool(self.generation or self.embedding)

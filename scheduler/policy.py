@@ -20,12 +20,14 @@ class EmbeddingJob:
         principal: str = "",
         priority: int = 0,
         second_starts: Sequence[int] = (),
+        alone: bool = False,
     ) -> None:
         self.request_id = request_id
         self.model = model
         self.arrival_time = arrival_time
         self.principal = principal
         self.priority = priority
+        self.alone = alone  # see Request.alone
         self.sequence = 0  # see Request.sequence
         self.num_inputs = len(inputs)
         by_length = sorted(range(len(inputs)), key=lambda index: -len(inputs[index]))

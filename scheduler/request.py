@@ -49,6 +49,8 @@ class Request:
     principal: str = ""
     priority: int = 0
     cache_salt: str = ""
+    alone: bool = False
+    """Whether it is computed in steps that hold nothing else, until its next token; kept by `AloneJobs`."""
 
     token_ids: list[int] = field(default_factory=list)
     """Prompt and output, as far as the host knows it."""
@@ -91,6 +93,7 @@ class Request:
             principal=job.principal,
             priority=job.priority,
             cache_salt=job.cache_salt,
+            alone=job.alone,
             token_ids=job.prompt_token_ids + job.output_token_ids,
         )
 

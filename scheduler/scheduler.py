@@ -10,19 +10,21 @@ this arithmetic.
 All models share the KV memory, so they share one order too. Why nothing waits for ever: (1) The first running request
 of all models is scheduled before any other and may preempt all of them; then every slab but its own is free or idle,
 and `add` made sure that it fits alone. So every step computes something of it, and it ends. (2) No waiting request
-overtakes an earlier one that lacks blocks, of whatever model; so the running ones become fewer until it fits.
+overtakes an earlier one that lacks blocks, of whatever model; so the running ones become fewer until it fits. A request
+that is computed alone is the first of all while it is, and is so for a number of steps that its length bounds.
 """
 
 from collections.abc import Iterable
 from typing import TypeVar
 
+from .alone import AloneJobs
 from .drafts import Speculation
 from .errors import ContextLengthError, RequestError
 from .lanes import EmbeddingLane, GenerationLane, Lane
 from .pace import StepPace
 from .plan import ScheduledRow, StepPlan
 from .policy import EmbeddingJob, Job, choose_victim
-from .request import Request, RequestStatus
+from .request import BlockId, Request, RequestStatus
 from .step import Step
 
 _LaneT = TypeVar("_LaneT", GenerationLane, EmbeddingLane)
@@ -47,6 +49,7 @@ class Scheduler:
         self.generation_lanes: dict[str, GenerationLane] = {}
         self.embedding_lanes: dict[str, EmbeddingLane] = {}
         self._lane_of: dict[str, Lane] = {}
+        self._alone = AloneJobs()
         self._num_jobs = 0  # since the start
 
     # ------------------------------------------------------------------------------------------------ jobs in and out
@@ -73,7 +76,7 @@ class Scheduler:
                 f"{request.max_num_tokens} tokens, but {reason} holds {limit}; shorten the prompt or lower max_tokens"
             )
         self._enter(request, lane)
-        lane.waiting.push(request)
+        self._wait(lane, request)
 
     def add_embedding(self, job: EmbeddingJob) -> None:
         """Queue an embedding job.
@@ -92,7 +95,7 @@ class Scheduler:
                 param="input",
             )
         self._enter(job, lane)
-        lane.waiting.push(job)
+        self._wait(lane, job)
         lane.unfinished[job.request_id] = job
 
     def cancel(self, request_id: str) -> None:
@@ -100,7 +103,7 @@ class Scheduler:
         lane = self._lane_of.pop(request_id, None)
         if lane is None:
             return
-        job: Job | None = lane.waiting.remove(request_id)
+        job = self._alone.discard(request_id) or lane.waiting.remove(request_id)
         if isinstance(lane, EmbeddingLane):
             lane.unfinished.pop(request_id)
         elif request := lane.running.pop(request_id, None):
@@ -117,6 +120,15 @@ class Scheduler:
         """Take an embedding job out."""
         self.cancel(job.request_id)
 
+    def come_through(self, request: Request) -> None:
+        """A request has a new token: if it had to be computed alone so far, it is one like any other now."""
+        if request.alone:
+            self._alone.discard(request.request_id)
+
+    def num_waiting(self, model: str) -> int:
+        """Requests of a generation model that hold no blocks."""
+        return len(self.generation_lanes[model].waiting) + self._alone.num_waiting(model)
+
     def preempt_all(self) -> None:
         """Take the blocks of every running request; the requests are queued again, and computed again."""
         for lane in self.generation_lanes.values():
@@ -125,10 +137,7 @@ class Scheduler:
 
     def has_jobs(self, model: str) -> bool:
         """Whether any job of one model waits or runs."""
-        lane = self.generation_lanes.get(model)
-        if lane is not None:
-            return bool(lane.running or lane.waiting)
-        return bool(self.embedding_lanes[model].unfinished)
+        return any(lane.model == model for lane in self._lane_of.values())
 
     def remove(self, model: str) -> None:
         """Take a model out that has no jobs; its KV memory is free for the others."""
@@ -155,11 +164,26 @@ class Scheduler:
         job.sequence = self._num_jobs
         self._num_jobs += 1
 
+    def _wait(self, lane: Lane, job: Job) -> None:
+        """Queue a job that holds no blocks."""
+        if job.alone:
+            self._alone.add(job)
+        else:
+            lane.waiting.push(job)
+
     # ---------------------------------------------------------------------------------------------------- one step
+
+    @property
+    def is_alone_next(self) -> bool:
+        """Whether the next step is for a job that is computed alone: nothing may be in flight when it is made."""
+        return self._alone.is_next(len(self._lane_of) - len(self._alone))
 
     def schedule(self) -> StepPlan:
         """Decide what the next step computes; the blocks for it are taken and shared when this returns."""
         step = Step(self.max_num_batched_tokens, self.pace)
+        if self._alone.take_turn(len(self._lane_of) - len(self._alone)):
+            self._schedule_alone(step, self._alone.first)
+            return step.plan(alone=True)
         running = self._running_in_order()
         self._schedule_streams(step, running)
         step.end_streams()
@@ -193,6 +217,7 @@ class Scheduler:
             (lane.waiting.key(request), lane, request)
             for lane in self.generation_lanes.values()
             for request in lane.running.values()
+            if not request.alone
         ]
         running.sort(key=lambda entry: entry[0])
         return [(lane, request) for _, lane, request in running]
@@ -264,7 +289,8 @@ class Scheduler:
             later: list[Request] = []
             kept: set[int] = set()  # slabs that stay with the other model whoever gives way
             for other in other_lane.running.values():
-                if other.request_id not in step.scheduled and other_lane.waiting.key(other) > key:
+                is_later = other_lane.waiting.key(other) > key and not other.alone
+                if other.request_id not in step.scheduled and is_later:
                     later.append(other)
                 elif other_lane is not lane:
                     kept |= other_lane.kv.slabs_of(other)
@@ -278,7 +304,7 @@ class Scheduler:
         request.status = RequestStatus.WAITING
         request.num_preemptions += 1
         lane.num_preemptions += 1
-        lane.waiting.push(request)
+        self._wait(lane, request)
 
     def _admit_waiting(self, step: Step) -> None:
         """Start waiting requests of all models in the policy's order, until room, seats or blocks are gone."""
@@ -298,11 +324,40 @@ class Scheduler:
         if not lane.kv.can_admit(request, cached):
             return False
         lane.waiting.pop()
+        self._start(lane, request, cached)
+        step.add_prompt(lane, request)
+        return True
+
+    @staticmethod
+    def _start(lane: GenerationLane, request: Request, cached: list[BlockId]) -> None:
+        """Give a request that waits no more its blocks."""
         lane.kv.admit(request, cached)
         request.status = RequestStatus.RUNNING
         lane.running[request.request_id] = request
-        step.add_prompt(lane, request)
-        return True
+
+    def _schedule_alone(self, step: Step, job: Job) -> None:
+        """As much of one job as fits; nothing is in flight."""
+        if any(lane.running for lane in self.generation_lanes.values()):
+            step.be_short()
+        if isinstance(job, EmbeddingJob):
+            texts = self.embedding_lanes[job.model]
+            while job.remaining and not (step.has_texts and len(job.remaining[-1].token_ids) > step.room_for(texts)):
+                step.add_text(texts, job)
+            return
+        lane = self.generation_lanes[job.model]
+        if job.status is RequestStatus.WAITING:
+            self._admit_alone(lane, job)
+        step.add_prompt(lane, job)
+
+    def _admit_alone(self, lane: GenerationLane, request: Request) -> None:
+        """Start a request at once: those that would run last give way."""
+        cached = lane.kv.find_cached(request)
+        while self.num_running == self.max_num_seqs or not lane.kv.can_admit(request, cached):
+            running = [other for each in self.generation_lanes.values() for other in each.running.values()]
+            victim = choose_victim(running, lane.waiting)
+            assert victim is not None, "`add` has seen that the request fits"
+            self._preempt(self.generation_lanes[victim.model], victim)
+        self._start(lane, request, cached)
 
     def _schedule_texts(self, step: Step) -> None:
         """Take texts of waiting jobs of all models in the policy's order, as many as fit, but at least one.

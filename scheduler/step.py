@@ -65,6 +65,11 @@ class Step:
         """All single tokens are in: what else goes in is bounded by what they leave of the target."""
         self._seconds_left = self._pace.seconds_beside({model: self.num_tokens_of(model) for model in self._rows})
 
+    def be_short(self) -> None:
+        """Streams that are not in the step wait for its end."""
+        if self._pace.target:
+            self._seconds_left = _TEXTS_SHARE * self._pace.target
+
     def num_tokens_of(self, model: str) -> int:
         """Tokens of one generation model in the step."""
         return sum(row.num_tokens for row in self._rows.get(model, ()))
@@ -104,8 +109,8 @@ class Step:
         self._reserved.pop()
         self._least = MIN_TOKENS
 
-    def plan(self) -> StepPlan:
-        """What the step computes."""
+    def plan(self, *, alone: bool = False) -> StepPlan:
+        """What the step computes; `alone`: while nothing else is on the device."""
         return StepPlan(
             generation=[
                 GenerationBatch(model, sorted(rows, key=lambda row: row.num_tokens > 1))
@@ -116,6 +121,7 @@ class Step:
                 for model, inputs in self._inputs.items()
             ],
             num_batched_tokens=self._num_tokens,
+            alone=alone,
         )
 
     def _affordable_texts(self, lane: EmbeddingLane) -> int:

@@ -45,8 +45,8 @@ OUTPUT = RequestOutput(
 )
 MESSAGES: list[Message] = [
     Hello(),
-    Submit("r", "m", [1, 2], PARAMS, 1.5, [3], "alice", -1, "salt"),
-    Embed("e", "m", [[1], [2, 3]], 1.5, "bob", 2),
+    Submit("r", "m", [1, 2], PARAMS, 1.5, [3], "alice", 2.0, -1, "salt", alone=True),
+    Embed("e", "m", [[1], [2, 3]], 1.5, "bob", 2.0, 2, alone=True),
     Cancel(["r", "e"]),
     Load(ModelSpec("m", "/models/m", "generate")),
     Unload("m"),
