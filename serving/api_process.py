@@ -20,12 +20,16 @@ from .server_log import configure_logging
 
 async def _run(config: FrontConfig, listener: socket.socket) -> None:
     front = Front(config, listener)
-    loop = asyncio.get_running_loop()
-    loop.add_signal_handler(signal.SIGTERM, front.stop)
+    stopping = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stopping.set)
     listening = asyncio.create_task(_listen_to_parent(front), name="parent")
     try:
         await front.start()
-        await front.http.run_until_stopped()
+        serving = asyncio.create_task(front.http.run_until_stopped(), name="http")
+        await stopping.wait()
+        await front.finish()
+        front.http.stop()
+        await serving
     finally:
         listening.cancel()
         await front.close()

@@ -3,6 +3,7 @@
 from fastapi import FastAPI
 
 from . import errors
+from .drain import Drain, DrainGuard
 from .engine_client import EngineClient
 from .handlers.background import ResponseRuns
 from .handlers.services import Services
@@ -39,6 +40,7 @@ def create_app(
     runs: ResponseRuns,
     downloads: Downloads,
     identify: Identify = anybody,
+    drain: Drain | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
     counts_steps: bool = True,
 ) -> FastAPI:
@@ -51,12 +53,20 @@ def create_app(
         runs: makes responses, and has the store of what outlives requests; its maker closes both.
         downloads: fetches models; its maker closes it.
         identify: tells who sends a request.
+        drain: counts work, and refuses it when the process is to end; None: it never is.
         max_body_bytes: larger request bodies are answered 413.
         counts_steps: see Metrics.
     """
     app = FastAPI(title="Penstock", docs_url=None, redoc_url=None, openapi_url=None, redirect_slashes=False)
     services = Services(
-        engine, registry, lifecycle, Metrics(engine, counts_steps=counts_steps), runs.store, runs, downloads
+        engine,
+        registry,
+        lifecycle,
+        Metrics(engine, counts_steps=counts_steps),
+        runs.store,
+        runs,
+        downloads,
+        drain or Drain(),
     )
     routers = [
         anthropic_router(services, max_body_bytes=max_body_bytes),
@@ -78,6 +88,7 @@ def create_app(
         app.include_router(router)
     app.mount(DOCS_ASSETS, docs_assets())
     errors.install(app)
+    app.add_middleware(DrainGuard, drain=services.drain)
     app.add_middleware(Gate, identify=identify)
     app.add_middleware(Envelope, metrics=services.metrics)
     return app

@@ -1,6 +1,5 @@
 """One API process: its parts put together, and started and ended in order."""
 
-import asyncio
 import gc
 import logging
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from penstock.scheduler.errors import ModelLoadError
 from penstock.scheduler.messages import ModelLoading
 
 from .app import create_app
+from .drain import Drain
 from .engine_client import EngineClient
 from .handlers.background import ResponseRuns
 from .keys.gate import anybody
@@ -80,6 +80,9 @@ class Front:
         )
         self._downloads = Downloads(settings.home)
         self._runs = ResponseRuns(open_store(self._database), TurnLocks(settings.home / "turns.lock"))
+        name = f"API process {config.index}" if settings.api_processes > 1 else ""
+        self.drain = Drain(settings.drain_timeout, name)
+        self.drain.num_background = lambda: self._runs.num_background
         self._neighbours = Neighbours(config.folder, config.index, settings.api_processes)
         self._lifecycle = self._make_lifecycle()
         app: ASGIApp = create_app(
@@ -88,13 +91,14 @@ class Front:
             self._lifecycle,
             runs=self._runs,
             downloads=self._downloads,
+            drain=self.drain,
             counts_steps=config.index == 0,
         )
         listeners = [listener]
         if settings.api_processes > 1:
-            app = self._neighbours.joined(app, self._runs, self._ensure, anybody)
+            app = self._neighbours.joined(app, self._runs, self._ensure, anybody, self.drain)
             listeners.append(self._neighbours.listen())
-        self.http = HttpServer(app, listeners, grace=settings.shutdown_timeout, debug=settings.log_level == "debug")
+        self.http = HttpServer(app, listeners, debug=settings.log_level == "debug")
 
     def _make_lifecycle(self) -> Lifecycle:
         settings = self.config.settings
@@ -117,12 +121,15 @@ class Front:
         await self._warn_of_unknown_names()
         _calm_garbage_collection()
 
-    def stop(self) -> None:
-        """Begin to end: requests in flight get their time, and are told when it is over."""
-        self.http.stop()
-        self._runs.stop_background()
-        timeout = self.config.settings.shutdown_timeout
-        asyncio.get_running_loop().call_later(timeout, self.engine.mark_dead, "the server is shutting down")
+    async def finish(self) -> None:
+        """Take no new work and let what runs finish, which is told when its time is over; HTTP is served meanwhile."""
+        if not await self.drain.wait():
+            self._runs.stop_background()
+            self.engine.mark_dead("the server is shutting down")
+
+    def kill(self) -> None:
+        """End the processes that this one has started; it is about to end itself."""
+        self._downloads.kill()
 
     async def close(self) -> None:
         """Let everything go."""

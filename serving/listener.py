@@ -2,12 +2,11 @@
 
 import asyncio
 import contextlib
-import math
 import os
 import socket
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
@@ -16,7 +15,8 @@ if TYPE_CHECKING:
 
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75  # longer than the usual proxy's 60, so that it is the proxy that closes idle connections
-_LAST_WORDS_SECONDS = 2  # what requests that are ended by the server get to say so
+_LAST_WORDS_SECONDS = 2  # what answers get to reach their clients when the server ends
+_LAST_CALL_SECONDS = 0.1  # what requests get to arrive on connections that are open when the listeners close
 
 
 def open_listeners(host: str, port: int, count: int = 1) -> list[socket.socket]:
@@ -60,8 +60,7 @@ def url_of(listener: socket.socket) -> str:
 class HttpServer(uvicorn.Server):
     """uvicorn on an open socket, without its signal handlers and without ten wake-ups a second."""
 
-    def __init__(self, app: "ASGIApp", listeners: list[socket.socket], *, grace: float, debug: bool) -> None:
-        """`grace` is what requests in flight get when the server stops, in seconds, until somebody ends them."""
+    def __init__(self, app: "ASGIApp", listeners: list[socket.socket], *, debug: bool) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -72,7 +71,7 @@ class HttpServer(uvicorn.Server):
                 access_log=debug,
                 server_header=False,
                 timeout_keep_alive=_KEEP_ALIVE_SECONDS,
-                timeout_graceful_shutdown=math.ceil(grace) + _LAST_WORDS_SECONDS,
+                timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
                 backlog=_BACKLOG,
             )
         )
@@ -80,14 +79,40 @@ class HttpServer(uvicorn.Server):
         self._stopping = asyncio.Event()
 
     async def run_until_stopped(self) -> None:
-        """Serve; returns when `stop` was called and the requests in flight have ended or had their time."""
+        """Serve; returns after `stop`, when the answers that are under way have reached their clients."""
         await self.serve(sockets=self._listeners)
 
+    async def adopt(self, listener: socket.socket) -> None:
+        """Serve a further socket too."""
+        server = await asyncio.get_running_loop().create_server(self._protocol, sock=listener, backlog=_BACKLOG)
+        self._listeners.append(listener)
+        self.servers.append(server)
+
     def stop(self) -> None:
-        """Accept nothing more and finish; a second call gives up on requests in flight."""
-        self.force_exit = self.should_exit
+        """Accept nothing more and finish."""
         self.should_exit = True
         self._stopping.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listeners, answer whoever has reached them, and let the connections go.
+
+        A client whose connection was taken by the system, but not by this process, would else see it reset, and so
+        would one whose request meets the closing of an idle connection on its way.
+        """
+        arrived = [connection for listener in self._listeners for connection in _accept_all(listener)]
+        for server in self.servers:
+            server.close()
+        loop = asyncio.get_running_loop()
+        for connection in arrived:
+            await loop.connect_accepted_socket(self._protocol, connection)
+        await asyncio.sleep(_LAST_CALL_SECONDS)
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        """A connection's, as uvicorn makes them."""
+        make: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = make(self.config, self.server_state, self.lifespan.state)
+        return protocol
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -99,3 +124,12 @@ class HttpServer(uvicorn.Server):
         while not await self.on_tick(0):
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), 1.0)
+
+
+def _accept_all(listener: socket.socket) -> Iterator[socket.socket]:
+    """The connections that wait in a listener's backlog."""
+    listener.setblocking(False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            connection, _ = listener.accept()
+            yield connection

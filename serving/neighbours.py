@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .app import MAX_BODY_BYTES
+from .drain import Drain
 from .errors import ApiError, translate
 from .keys.gate import Identify
 from .sse import until_disconnect
@@ -61,7 +62,7 @@ class Neighbours:
         listener.bind(str(path))
         return listener
 
-    def joined(self, app: ASGIApp, runs: "ResponseRuns", ensure: Ensure, identify: Identify) -> ASGIApp:
+    def joined(self, app: ASGIApp, runs: "ResponseRuns", ensure: Ensure, identify: Identify, drain: Drain) -> ASGIApp:
         """The application, with what concerns other processes handed to them."""
 
         async def route(scope: Scope, receive: Receive, send: Send) -> None:
@@ -84,9 +85,10 @@ class Neighbours:
                 others = (0,) if is_whole else ()
             elif is_elsewhere:
                 others = (index for index in range(self._count) if index != self._index)
-            for other in others:
-                if await self._hand_over(other, scope, body, receive, send):
-                    return
+            with drain.counting(scope):
+                for other in others:
+                    if await self._hand_over(other, scope, body, receive, send):
+                        return
             await app(scope, receive, send)
 
         return route

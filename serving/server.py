@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from socket import socket
 from types import FrameType
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NoReturn
 
 from rich.console import Console
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .siblings import Siblings
 
 _log = logging.getLogger(__name__)
+_SIGNALLED = 128  # added to a signal's number: the exit status of what a signal has ended, as shells have it
 _MAX_SOCKET_PATH = 100  # bytes of a Unix socket's path: the kernels' limits are 107 and 103
 
 
@@ -46,7 +47,8 @@ def serve(settings: Settings) -> int:
     """Serve until SIGINT or SIGTERM.
 
     Returns:
-        Exit status: 0 after a signal, 1 if the port is taken or no model can be served.
+        Exit status: 0 after a signal, 1 if the port is taken or no model can be served. A second signal ends the
+        process here and now, with 128 and its number.
     """
     configure_logging(settings.log_level)
     # Where nobody watches, lines are as long as they need to be for whoever reads the log.
@@ -88,7 +90,10 @@ def _serve(settings: Settings, console: Console) -> int:
         from .front import FrontConfig
 
         config = FrontConfig(settings, models, worker.config.address, folder)
-        return uvloop.run(_Server(config, listeners, worker, console, log).run())
+        status = uvloop.run(_Server(config, listeners, worker, console, log).run())
+        signal.signal(signal.SIGTERM, _interrupt)  # the loop's handler has gone with it
+    _log.info("stopped")
+    return status
 
 
 @contextmanager
@@ -146,29 +151,48 @@ class _Server:
         siblings = Siblings(self._config, self._listeners[1:], self._log)
         siblings.start()
         front = Front(self._config, self._listeners[0])
-        loop = asyncio.get_running_loop()
+        siblings.on_end = front.http.adopt
+        stopping = asyncio.Event()
 
-        def stop() -> None:
-            front.stop()
+        def stop(signum: int) -> None:
+            if stopping.is_set():
+                self._end_at_once(signum, front, siblings)
+            stopping.set()
+            front.drain.begin()
             siblings.stop()
 
+        loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(signum, stop)
+            loop.add_signal_handler(signum, stop, signum)
         death = asyncio.create_task(_report_death(front, siblings, self._worker), name="worker-watch")
         try:
             await front.start()
             serving = asyncio.create_task(front.http.run_until_stopped(), name="http")
-            status = await self._announce(front, death, serving)
-            if status:
-                front.http.stop()
+            stopped = asyncio.create_task(stopping.wait(), name="stopped")
+            status = await self._announce(front, death, stopped)
+            if not status:
+                await asyncio.wait({stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
+            await front.finish()
+            await siblings.finish()
+            front.http.stop()
             await serving
             return status
         finally:
             death.cancel()
-            await siblings.close()
+            siblings.kill()
             await front.close()
 
-    async def _announce(self, front: "Front", death: "asyncio.Task[None]", serving: "asyncio.Task[None]") -> int:
+    def _end_at_once(self, signum: int, front: "Front", siblings: "Siblings") -> NoReturn:
+        """End without waiting, but leave no process and no scratch folder; the store is whole at any moment."""
+        _log.warning("ended at once by a second signal")
+        front.kill()
+        siblings.kill()
+        self._worker.process.kill()
+        shutil.rmtree(self._config.folder, ignore_errors=True)
+        self._console.show_cursor()
+        os._exit(_SIGNALLED + signum)
+
+    async def _announce(self, front: "Front", death: "asyncio.Task[None]", stopped: "asyncio.Task[bool]") -> int:
         """Show progress until all models are ready or failed, then the table; returns 1 if nothing can be served."""
         from .listener import url_of
         from .startup_table import LoadingBars, print_ready
@@ -177,7 +201,7 @@ class _Server:
         ready = asyncio.create_task(engine.ready.wait())
         with LoadingBars([model.name for model in self._config.models], self._console) as bars:
             engine.on_progress = lambda: bars.update(engine.loading, engine.models.keys() | engine.failed.keys())
-            await asyncio.wait({ready, death, serving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ready, death, stopped}, return_when=asyncio.FIRST_COMPLETED)
             engine.on_progress = None
         if not ready.done():  # a signal came, or the worker has died, which is in the log
             ready.cancel()
@@ -199,7 +223,7 @@ async def _report_death(front: "Front", siblings: "Siblings", worker: WorkerProc
     how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
     front.engine.mark_dead(how)
     siblings.tell_death(how)
-    if not front.http.should_exit:  # else the server is stopping, and nobody needs the advice
+    if not front.drain.begun:  # else the server is stopping, and nobody needs the advice
         _log.error("the device worker (process %d) %s; restart the server to serve again", worker.pid, how)
 
 

@@ -167,11 +167,11 @@ class Settings(BaseSettings):
     store_max_age: float = Field(
         default=30.0, gt=0, le=36_500, description="days that something stored is kept after its last change"
     )
-    shutdown_timeout: float = Field(
-        default=10.0,
+    drain_timeout: float = Field(
+        default=30.0,
         ge=0,
         le=3600,
-        description="seconds that requests in flight get to finish when the server stops",
+        description="seconds that requests in flight get to finish when the server is to stop; new ones are refused",
         json_schema_extra=_metavar("SECONDS"),
     )
     log_level: LogLevel = Field(default="info", description="least severe messages to log")

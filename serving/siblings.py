@@ -8,7 +8,7 @@ import asyncio
 import logging
 import pickle
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from socket import socket
@@ -28,12 +28,17 @@ class Siblings:
         config: the first one's.
         listeners: one for each of the others.
         log: takes their lines.
+
+    Attributes:
+        on_end: gets the listener of a process that has ended with the server: somebody has to answer whom the system
+            sends there.
     """
 
     def __init__(self, config: FrontConfig, listeners: Sequence[socket], log: IO[bytes]) -> None:
         self._config = config
         self._listeners = listeners
         self._log = log
+        self.on_end: Callable[[socket], Awaitable[None]] | None = None
         self._stopping = False
         self._processes: dict[int, asyncio.subprocess.Process] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -45,10 +50,18 @@ class Siblings:
 
     def stop(self) -> None:
         """Have them finish what is in flight, and start none any more."""
+        if not self._stopping:
+            self._stopping = True
+            for process in self._processes.values():
+                with suppress(ProcessLookupError):
+                    process.terminate()
+
+    def kill(self) -> None:
+        """End them at once."""
         self._stopping = True
         for process in self._processes.values():
             with suppress(ProcessLookupError):
-                process.terminate()
+                process.kill()
 
     def tell_death(self, reason: str) -> None:
         """Tell them that the worker is gone."""
@@ -56,15 +69,12 @@ class Siblings:
             if process.stdin is not None:
                 process.stdin.write(reason.encode() + b"\n")
 
-    async def close(self) -> None:
+    async def finish(self) -> None:
         """Wait for their ends, which are forced when the time is over."""
         self.stop()
         if self._tasks:
-            timeout = self._config.settings.shutdown_timeout + _LAST_WORDS_SECONDS
-            await asyncio.wait(self._tasks, timeout=timeout)
-        for process in self._processes.values():
-            with suppress(ProcessLookupError):
-                process.kill()
+            await asyncio.wait(self._tasks, timeout=self._config.settings.drain_timeout + _LAST_WORDS_SECONDS)
+        self.kill()
         await asyncio.gather(*self._tasks)
 
     async def _keep(self, index: int, listener: socket) -> None:
@@ -92,3 +102,5 @@ class Siblings:
                 how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
                 _log.error("API process %d (process %d) %s; another one takes its place", index, process.pid, how)
                 await asyncio.sleep(_RESTART_PAUSE)
+        if self.on_end is not None:
+            await self.on_end(listener)

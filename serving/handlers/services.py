@@ -9,6 +9,7 @@ from penstock.scheduler.config import ModelKind
 from penstock.scheduler.errors import ModelLoadError
 from penstock.scheduler.messages import ModelLoading, ModelReady
 
+from ..drain import Drain
 from ..engine_client import EngineClient
 from ..errors import ApiError, model_not_found, wrong_kind
 from ..metrics import Metrics
@@ -32,6 +33,7 @@ class Services:
     store: Store
     runs: ResponseRuns
     downloads: Downloads
+    drain: Drain
 
     async def find(
         self, name: str, kind: ModelKind | None, *, ttl: int | None = None

@@ -10,6 +10,7 @@ import re
 import sys
 import time
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -56,6 +57,7 @@ class Downloads:
         self._home = home
         self._jobs: dict[str, DownloadJob] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._processes: set[asyncio.subprocess.Process] = set()
 
     def start(self, model: str) -> DownloadJob:
         """Begin to fetch a model; a model that is on its way already keeps its job.
@@ -115,6 +117,12 @@ class Downloads:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def kill(self) -> None:
+        """End them at once; nothing of this object is used after that."""
+        for process in self._processes:
+            with suppress(ProcessLookupError):
+                process.kill()
+
     def _remember(self, job: DownloadJob) -> None:
         done = [old for old in self._jobs.values() if old.status != "downloading"]
         if len(self._jobs) >= MAX_REMEMBERED_JOBS and done:
@@ -128,6 +136,7 @@ class Downloads:
             process = await asyncio.create_subprocess_exec(
                 *command, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe, start_new_session=True
             )
+            self._processes.add(process)
             await _listen(process, job)
         except asyncio.CancelledError:
             job.status, job.error = "failed", "the server ended"
@@ -137,6 +146,8 @@ class Downloads:
             raise
         finally:
             job.completed_at = time.time()
+            if process is not None:
+                self._processes.discard(process)
 
 
 async def _listen(process: asyncio.subprocess.Process, job: DownloadJob) -> None:

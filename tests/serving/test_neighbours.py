@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from penstock.serving import neighbours
+from penstock.serving.drain import Drain
 from penstock.serving.handlers.background import ResponseRuns
 from penstock.serving.keys.gate import anybody
 from penstock.serving.neighbours import Neighbours
@@ -27,7 +28,7 @@ async def _never(name: str, ttl: float | None) -> None:
 async def _ask(folder: Path, *pieces: bytes) -> bytes:
     """What the second process of two answers alone to a call that is the first's business."""
     second = Neighbours(folder, 1, 2)
-    app = second.joined(_echo, ResponseRuns(open_store(Database(None))), _never, anybody)
+    app = second.joined(_echo, ResponseRuns(open_store(Database(None))), _never, anybody, Drain())
     incoming: list[Message] = [
         {"type": "http.request", "body": piece, "more_body": number < len(pieces)}
         for number, piece in enumerate(pieces, start=1)

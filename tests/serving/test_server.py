@@ -6,6 +6,7 @@ import re
 import shutil
 import signal
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -15,6 +16,7 @@ import httpx2 as httpx
 import psutil
 import pytest
 from server_process import ServerProcess
+from stub_worker import ENDLESS_PROMPT_TOKENS, SLOW_PROMPT_TOKENS
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 STUB = Path(__file__).with_name("stub_worker.py")
@@ -99,18 +101,95 @@ def test_ctrl_c_ends_it_too_and_the_worker_with_it(tmp_path: Path, scratch: Path
         assert "Traceback" not in server.log
 
 
-def test_requests_of_every_api_process_finish_when_the_server_stops(tmp_path: Path, scratch: Path) -> None:
-    body = {"model": "tiny", "prompt": "a " * 12, "max_tokens": 2, "stream": True}
-    arguments = ["--api-processes", "2"]
+def begin_streams(streams: ExitStack, server: ServerProcess, count: int, num_words: int) -> list[Iterator[str]]:
+    """The lines of streams that have begun and go on for a second, or without end if the prompt is very long."""
+    body = {"model": "tiny", "prompt": "a " * num_words, "max_tokens": 2, "stream": True}
+    url = f"{server.base_url}/v1/completions"
+    answers = [streams.enter_context(httpx.stream("POST", url, json=body, timeout=30)) for _ in range(count)]
+    lines = [answer.iter_lines() for answer in answers]
+    assert all(next(each).startswith("data: ") for each in lines)
+    return lines
+
+
+def begin_to_drain(server: ServerProcess) -> httpx.Response:
+    """Send SIGTERM; the first refusal of work after that."""
+    server.process.send_signal(signal.SIGTERM)
+    while (answer := complete(server, "tiny")).status_code == 200:
+        pass
+    return answer
+
+
+@pytest.mark.parametrize("arguments", [(), ("--api-processes", "2")])
+def test_a_server_that_drains_finishes_what_runs_and_refuses_what_is_new(
+    tmp_path: Path, scratch: Path, arguments: tuple[str, ...]
+) -> None:
     with StubbedServer([make_model(tmp_path / "tiny")], scratch, *arguments) as server, ExitStack() as streams:
-        url = f"{server.base_url}/v1/completions"
-        answers = [streams.enter_context(httpx.stream("POST", url, json=body, timeout=30)) for _ in range(6)]
-        lines = [answer.iter_lines() for answer in answers]
-        assert all(next(each).startswith("data: ") for each in lines)
-        server.process.send_signal(signal.SIGTERM)
-        assert [[line for line in each if line][-1] for each in lines] == ["data: [DONE]"] * 6
+        lines = begin_streams(streams, server, 3, SLOW_PROMPT_TOKENS)
+        refused = begin_to_drain(server)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "server_draining")
+        assert 1 <= int(refused.headers["retry-after"]) <= 30
+        assert refused.headers["connection"] == "close" and refused.headers["x-request-id"]
+        message = {"model": "tiny", "max_tokens": 1, "messages": [{"role": "user", "content": "a"}]}
+        refused = httpx.post(f"{server.base_url}/v1/messages", json=message)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (503, "overloaded_error")
+        for path in ("/health", "/metrics", "/v1/models"):
+            assert httpx.get(server.base_url + path).status_code == 200
+        assert [[line for line in each if line][-1] for each in lines] == ["data: [DONE]"] * 3
+        assert server.process.wait(30) == 0
+        assert "Traceback" not in server.log and "ERROR" not in server.log
+        assert re.search(r"draining: \d requests? in flight, at most 30 s; another Ctrl-C", server.log)
+        assert server.log.rstrip().endswith("stopped")
+
+
+@pytest.mark.parametrize("arguments", [(), ("--api-processes", "2")])
+def test_an_idle_server_ends_although_clients_keep_their_connections(
+    tmp_path: Path, scratch: Path, arguments: tuple[str, ...]
+) -> None:
+    arguments = ("--drain-timeout", "3600", *arguments)
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch, *arguments) as server, ExitStack() as stack:
+        clients = [stack.enter_context(httpx.Client()) for _ in range(4)]
+        assert [client.get(f"{server.base_url}/health").status_code for client in clients] == [200] * 4
         assert server.stop() == 0
-        assert "Traceback" not in server.log
+    assert "draining" not in server.log
+
+
+class Hammer(threading.Thread):
+    """A client that asks again and again, in new connections and in one that it keeps, until the server is gone."""
+
+    def __init__(self, url: str, *, keeps: bool) -> None:
+        super().__init__()
+        self.url = url
+        self.keeps = keeps
+        self.statuses: list[int] = []
+        self.end: Exception | None = None
+
+    def run(self) -> None:
+        body = {"model": "tiny", "prompt": "a", "max_tokens": 2}
+        with httpx.Client(timeout=20) as kept:
+            while self.end is None:
+                try:
+                    answer = (kept if self.keeps else httpx).post(self.url, json=body)
+                    answer.json()
+                    self.statuses.append(answer.status_code)
+                except httpx.HTTPError as error:
+                    self.end = error
+
+
+@pytest.mark.parametrize("arguments", [(), ("--api-processes", "2")])
+def test_nobody_is_cut_off_by_a_server_that_drains(tmp_path: Path, scratch: Path, arguments: tuple[str, ...]) -> None:
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch, *arguments) as server, ExitStack() as streams:
+        lines = begin_streams(streams, server, 1, SLOW_PROMPT_TOKENS)
+        hammers = [Hammer(f"{server.base_url}/v1/completions", keeps=index % 2 == 0) for index in range(6)]
+        for hammer in hammers:
+            hammer.start()
+        begin_to_drain(server)
+        for hammer in hammers:
+            hammer.join(30)
+        assert [[line for line in each if line][-1] for each in lines] == ["data: [DONE]"]
+        assert server.process.wait(30) == 0
+    for hammer in hammers:
+        assert set(hammer.statuses) <= {200, 503} and hammer.statuses[-1] == 503
+        assert isinstance(hammer.end, httpx.ConnectError), f"after {len(hammer.statuses)} answers: {hammer.end!r}"
 
 
 def test_the_other_api_processes_end_with_a_server_that_is_killed(tmp_path: Path, scratch: Path) -> None:
@@ -124,28 +203,18 @@ def test_the_other_api_processes_end_with_a_server_that_is_killed(tmp_path: Path
         shutil.rmtree(left)
 
 
-def test_running_requests_finish_when_the_server_stops(tmp_path: Path, scratch: Path) -> None:
-    body = {"model": "tiny", "prompt": "a " * 30, "max_tokens": 2, "stream": True}
-    with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
-        with httpx.stream("POST", f"{server.base_url}/v1/completions", json=body, timeout=20) as answer:
-            lines = answer.iter_lines()
-            assert next(lines).startswith("data: ")
-            server.process.send_signal(signal.SIGTERM)
-            assert [line for line in lines if line][-1] == "data: [DONE]"
-        assert server.stop() == 0
-
-
-def test_requests_that_do_not_finish_in_time_hear_of_it(tmp_path: Path, scratch: Path) -> None:
-    body = {"model": "tiny", "prompt": "a " * 40, "max_tokens": 2, "stream": True}
-    names = ("--alias", "gpt-4o=gone", "--default-model", "gone-too")
-    with StubbedServer([make_model(tmp_path / "tiny")], scratch, "--shutdown-timeout", "0.2", *names) as server:
-        with httpx.stream("POST", f"{server.base_url}/v1/completions", json=body, timeout=20) as answer:
-            lines = answer.iter_lines()
-            assert next(lines).startswith("data: ")
-            server.process.send_signal(signal.SIGTERM)
+@pytest.mark.parametrize("arguments", [(), ("--api-processes", "2")])
+def test_requests_that_do_not_finish_in_time_hear_of_it(
+    tmp_path: Path, scratch: Path, arguments: tuple[str, ...]
+) -> None:
+    arguments = ("--drain-timeout", "0.5", "--alias", "gpt-4o=gone", "--default-model", "gone-too", *arguments)
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch, *arguments) as server, ExitStack() as streams:
+        all_lines = begin_streams(streams, server, 4, ENDLESS_PROMPT_TOKENS)
+        server.process.send_signal(signal.SIGTERM)
+        for lines in all_lines:
             last = [line for line in lines if line][-1]
             assert '"code":"engine_dead"' in last and "shutting down" in last
-        assert server.stop() == 0
+        assert server.process.wait(30) == 0
         assert "Traceback" not in server.log and "ERROR" not in server.log
         for name in ("the alias gpt-4o stands for gone,", "the default model of kind generate stands for gone-too,"):
             assert f"{name} but there is no such model; there are: tiny" in server.log
@@ -164,42 +233,29 @@ def test_a_dead_worker_means_503_and_not_a_dead_server(tmp_path: Path, scratch: 
         assert server.stop() == 0
 
 
-def test_a_second_signal_gives_up_on_running_requests(tmp_path: Path, scratch: Path) -> None:
-    body = {"model": "tiny", "prompt": "a " * 40, "max_tokens": 2, "stream": True}
-    with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
-        with httpx.stream("POST", f"{server.base_url}/v1/completions", json=body, timeout=20) as answer:
-            assert next(answer.iter_lines()).startswith("data: ")
-            server.process.send_signal(signal.SIGTERM)
-            while not refuses_connections(server):
-                time.sleep(0.01)
-            assert server.stop(signal.SIGTERM) == 0
+@pytest.mark.parametrize("arguments", [(), ("--api-processes", "2")])
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_the_server_at_once_and_leaves_nothing(
+    tmp_path: Path, scratch: Path, signum: signal.Signals, arguments: tuple[str, ...]
+) -> None:
+    arguments = ("--drain-timeout", "3600", *arguments)
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch, *arguments) as server, ExitStack() as streams:
+        _lines = begin_streams(streams, server, 4, ENDLESS_PROMPT_TOKENS)
+        children = psutil.Process(server.pid).children(recursive=True)
+        begin_to_drain(server)
+        assert server.stop(signum) == 128 + signum
+        assert not psutil.wait_procs(children, timeout=10)[1]
         assert "Traceback" not in server.log
 
 
-def test_a_worker_that_dies_while_the_server_stops_ends_its_requests(tmp_path: Path, scratch: Path) -> None:
-    body = {"model": "tiny", "prompt": "a " * 40, "max_tokens": 2, "stream": True}
-    with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
-        worker_pid = server.worker_pid
-        with httpx.stream("POST", f"{server.base_url}/v1/completions", json=body, timeout=20) as answer:
-            lines = answer.iter_lines()
-            assert next(lines).startswith("data: ")
-            server.process.send_signal(signal.SIGTERM)
-            while not refuses_connections(server):
-                time.sleep(0.01)
-            os.kill(worker_pid, signal.SIGKILL)
-            assert '"code":"engine_dead"' in [line for line in lines if line][-1]
-        assert server.stop() == 0
+def test_a_worker_that_dies_while_the_server_drains_ends_its_requests(tmp_path: Path, scratch: Path) -> None:
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server, ExitStack() as streams:
+        (lines,) = begin_streams(streams, server, 1, ENDLESS_PROMPT_TOKENS)
+        begin_to_drain(server)
+        os.kill(server.worker_pid, signal.SIGKILL)
+        assert '"code":"engine_dead"' in [line for line in lines if line][-1]
+        assert server.process.wait(30) == 0
         assert "restart the server" not in server.log
-
-
-def refuses_connections(server: ServerProcess) -> bool:
-    """Whether the server has stopped to listen."""
-    host, _, port = server.base_url.removeprefix("http://").partition(":")
-    try:
-        socket.create_connection((host, int(port))).close()
-    except OSError:
-        return True
-    return False
 
 
 def test_requests_for_a_loading_model_wait_for_it(tmp_path: Path, scratch: Path) -> None:
