@@ -9,12 +9,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
 
-from .errors import RequestError
+from .errors import QueueFullError, RequestError
 from .grammar import Grammar, GrammarCompiler, check_size, invalid_grammar
 from .grammar_trial import Trial, deep_stack
 from .messages import Submit
 
 _NUM_THREADS = 2  # one hostile grammar keeps one of them busy for some seconds
+MAX_PENDING = 64
+"""Different grammars that are being compiled or wait for it; most take some milliseconds."""
+_RETRY_AFTER = 5.0  # seconds
 
 Outcome = Grammar | RequestError
 
@@ -48,11 +51,18 @@ class GrammarQueue:
 
         Raises:
             RequestError: the grammar is too large.
+            QueueFullError: too many are being compiled.
         """
         source = job.sampling.grammar
         check_size(source)
         compilation = self._pending.get((compiler, source))
         if compilation is None:
+            if len(self._pending) >= MAX_PENDING and not job.is_resumed:
+                raise QueueFullError(
+                    f"{len(self._pending)} grammars of other requests are being compiled, as many as may be at once. "
+                    f"Please try again in {_RETRY_AFTER:.1f}s.",
+                    retry_after=_RETRY_AFTER,
+                )
             compilation = self._pending[compiler, source] = _Compilation(compiler, source)
             with deep_stack():
                 self._threads.submit(self._compile, compilation)

@@ -47,6 +47,14 @@ class EngineConfig:
     itl_target_ms: int = -1
     """Milliseconds between two tokens of a stream that prompts and texts beside it should not exceed; 0: no bound,
     negative: 400 on a CPU, 50 on a GPU."""
+    max_waiting_requests: int = 0
+    """Jobs of one model that may wait to be scheduled; 0: any number."""
+    max_waiting_tokens: int = 0
+    """Tokens of theirs; 0: what the model takes up in half of the queue timeout, see `admission_control`."""
+    queue_timeout: float = 0.0
+    """Seconds that a job may wait to be scheduled for the first time; 0: for ever."""
+    request_timeout: float = 0.0
+    """Seconds that a job may take in all; 0: for ever."""
     enable_prefix_caching: bool = True
     overlap: Literal["auto", "on", "off"] = "auto"
     """Prepare a step on the host while the device computes the one before; auto: on a GPU. A CPU would be both."""

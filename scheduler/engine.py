@@ -7,27 +7,23 @@ the one that stamps timings. The device worker drives it in a process of its own
 import gc
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 
 from . import device
+from .admission_control import AdmissionControl, QueueLimits
 from .config import EngineConfig
+from .deadlines import Deadlines
 from .drafts import Speculation
 from .encoder import EncoderRunner, LaunchedTexts
-from .errors import ModelLoadError, UnknownModelError
+from .errors import ModelLoadError, RequestError, UnknownModelError
 from .grammar import Grammar, GrammarCompiler
 from .job_checks import check_second_starts, check_token_ids
 from .kv_memory import KVMemory
 from .lanes import EmbeddingLane, GenerationLane
-from .messages import (
-    Embed,
-    EmbeddingOutput,
-    ModelReady,
-    ModelStats,
-    RequestOutput,
-    Submit,
-)
+from .messages import Embed, EmbeddingOutput, ModelReady, ModelStats, RequestOutput, Submit
 from .outputs import OutputMaker
 from .pace import StepPace
 from .plan import EmbeddingBatch, GenerationBatch
@@ -36,6 +32,7 @@ from .request import Request
 from .results import LaunchedBatch
 from .runner import GenerationRunner
 from .scheduler import Scheduler
+from .statistics import stats_of
 from .thread_count import choose_num_threads, timed
 from .vectors import VectorCollector
 
@@ -70,7 +67,8 @@ class _Launch:
 class Engine:
     """All resident models of one device under one scheduler."""
 
-    def __init__(self, config: EngineConfig) -> None:
+    def __init__(self, config: EngineConfig, clock: Callable[[], float] = time.monotonic) -> None:
+        """`clock` is what timeouts are measured with, in seconds."""
         self.config = device.resolve(config)
         self._usual_num_threads = self.config.num_threads
         torch.set_num_threads(self.config.num_threads)
@@ -79,8 +77,10 @@ class Engine:
             max_num_seqs=self.config.max_num_seqs,
             max_num_batched_tokens=self.config.max_num_batched_tokens,
             pace=StepPace(self.config.itl_target_ms / 1000),
+            admission=AdmissionControl(QueueLimits.of(self.config), clock),
             speculation=Speculation.of(self.config),
         )
+        self._deadlines = Deadlines(self.config, self.scheduler, clock)
         self._generation: dict[str, GenerationRunner] = {}
         self._embedding: dict[str, EncoderRunner] = {}
         self._kv_memory = KVMemory(self.config, self.scheduler)
@@ -187,25 +187,7 @@ class Engine:
 
     def stats(self) -> dict[str, ModelStats]:
         """The load of every model."""
-        return {
-            lane.model: ModelStats(
-                num_running=len(lane.running),
-                num_waiting=self.scheduler.num_waiting(lane.model),
-                kv_blocks_total=lane.kv.pool.num_blocks,
-                kv_blocks_used=lane.kv.pool.num_used,
-                prefix_cache_queries=lane.kv.prefix_cache.num_queried_tokens,
-                prefix_cache_hits=lane.kv.prefix_cache.num_hit_tokens,
-                num_preemptions=lane.num_preemptions,
-                prompt_tokens=lane.num_prompt_tokens,
-                generation_tokens=lane.num_generation_tokens,
-                draft_tokens=lane.num_draft_tokens,
-                accepted_draft_tokens=lane.num_accepted_tokens,
-            )
-            for lane in self.scheduler.generation_lanes.values()
-        } | {
-            lane.model: ModelStats(0, len(lane.unfinished), 0, 0, 0, 0, 0, lane.num_prompt_tokens, 0)
-            for lane in self.scheduler.embedding_lanes.values()
-        }
+        return stats_of(self.scheduler)
 
     # -------------------------------------------------------------------------------------------------------- jobs
 
@@ -232,8 +214,25 @@ class Engine:
             grammar: that of the job's sampling parameters, if the caller has compiled it; else it is compiled here.
 
         Raises:
-            RequestError: it can never be served; nothing was queued.
+            RequestError: it can never be served, or too much waits; nothing was queued.
         """
+        try:
+            self._queue(job, grammar)
+        except RequestError:
+            if not self.scheduler.has_job(job.request_id):
+                self.scheduler.admission.leave(job.request_id)
+            raise
+        self._deadlines.add(job)
+
+    def reserve(self, job: Submit) -> None:
+        """Take a place in the queue for a job that is added later, or cancelled.
+
+        Raises:
+            QueueFullError: too much waits already.
+        """
+        self.scheduler.admission.enter(job, len(job.prompt_token_ids) + len(job.output_token_ids), is_ready=False)
+
+    def _queue(self, job: Submit | Embed, grammar: Grammar | None) -> None:
         if isinstance(job, Submit):
             grammars = self.grammars_of(job.model)
             check_token_ids([job.prompt_token_ids, job.output_token_ids], self._generation[job.model].vocab_size)
@@ -257,6 +256,7 @@ class Engine:
                     job.priority,
                     job.second_starts,
                     job.alone,
+                    job.is_resumed,
                 )
             )
 
@@ -276,6 +276,7 @@ class Engine:
         may come without results. Without it, it is the same step.
         """
         started = time.perf_counter()
+        self._end_late_jobs()
         if self.scheduler.is_alone_next:
             self._collect_all()
         plan = self.scheduler.schedule()
@@ -290,6 +291,15 @@ class Engine:
         outputs, self._outputs = self._outputs, []
         embeddings, self._embeddings = self._embeddings, []
         return StepResult(outputs, embeddings, time.perf_counter() - started, plan.num_batched_tokens)
+
+    def _end_late_jobs(self) -> None:
+        """Tell the jobs whose time is over."""
+        for job in self._deadlines.late():
+            self.cancel(job.request_id)
+            if job.is_embedding:
+                self._embeddings.append(EmbeddingOutput(job.request_id, 0, b"", error=job.error))
+            else:
+                self._outputs.append(RequestOutput(job.request_id, [], finish_reason="error", error=job.error))
 
     def _launch(self, batch: GenerationBatch | EmbeddingBatch) -> None:
         """Begin a model's share of a step; if it fails, its jobs end."""

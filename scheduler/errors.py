@@ -3,6 +3,7 @@
     PenstockError
     ├── RequestError          this request cannot be served; every other request goes on
     │   ├── ContextLengthError    prompt and output cannot fit the model's context or the KV cache
+    │   ├── QueueFullError        too much waits already; it may come again
     │   └── UnknownModelError     no resident model has that name
     ├── ModelLoadError        a model cannot be loaded; the worker goes on without it
     │   ├── UnsupportedModelError its architecture would give wrong answers here
@@ -24,7 +25,12 @@ class RequestError(PenstockError):
         message: what is wrong, with the value, the limit and the remedy.
         code: OpenAI's machine-readable code, for example `context_length_exceeded`.
         param: the request field at fault, if there is one.
+        status: the HTTP status that fits.
+        retry_after: seconds after which it may be served; None: never, unless it is changed.
     """
+
+    status = 400
+    retry_after: float | None = None
 
     def __init__(self, message: str, *, code: str = "invalid_value", param: str | None = None) -> None:
         super().__init__(message)
@@ -40,8 +46,20 @@ class ContextLengthError(RequestError):
         super().__init__(message, code="context_length_exceeded", param=param)
 
 
+class QueueFullError(RequestError):
+    """So much waits already that this would wait too long."""
+
+    status = 429
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message, code="rate_limit_exceeded")
+        self.retry_after = retry_after
+
+
 class UnknownModelError(RequestError):
     """No resident model has the requested name."""
+
+    status = 404
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="model_not_found", param="model")

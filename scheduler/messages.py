@@ -44,6 +44,10 @@ class Submit:
     """Lower runs earlier."""
     cache_salt: str = ""
     """Requests share prefix-cache blocks only under the same salt."""
+    group: str = ""
+    """The jobs of one request, which are let into the queue or refused together; empty: it is the only one."""
+    is_resumed: bool = False
+    """A worker that has died had let it in: it is never refused for want of room."""
     alone: bool = False
     """Computed in steps that hold nothing else until it has its first new token: it may have brought a worker down."""
 
@@ -63,6 +67,8 @@ class Embed:
     second_starts: list[int] = field(default_factory=list)
     """For pairs: where in each input the tokens of the second text start, by the tokenizer's token types; the input's
     length if it gives both texts the same type."""
+    is_resumed: bool = False
+    """As `Submit.is_resumed`."""
     alone: bool = False
     """Computed in steps that hold nothing else: it may have brought a worker down."""
 
@@ -156,7 +162,10 @@ class JobError:
     code: str
     param: str | None = None
     status: int = 400
-    """HTTP status that fits: 400 the request is at fault, 500 we are, 503 try again."""
+    """HTTP status that fits: 400 the request is at fault, 429 too much waits, 500 we are, 503 try again, 504 it took
+    too long."""
+    retry_after: float | None = None
+    """Seconds after which it may be tried again; None: nobody knows, or it would fail again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +255,11 @@ class ModelStats:
     """Guessed tokens that were computed, since the start."""
     accepted_draft_tokens: int = 0
     """Those of them that turned out right, since the start."""
+    num_waiting_tokens: int = 0
+    """Of prompts and texts of which nothing was scheduled yet, those whose grammars are being compiled included."""
+    refusals: dict[str, int] = field(default_factory=dict)
+    """Jobs that were refused or ended for want of room or time, since the start, by reason: requests, tokens, grammars,
+    queue_timeout, request_timeout."""
 
 
 @dataclass(frozen=True, slots=True)

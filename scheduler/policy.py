@@ -21,6 +21,7 @@ class EmbeddingJob:
         priority: int = 0,
         second_starts: Sequence[int] = (),
         alone: bool = False,
+        is_resumed: bool = False,
     ) -> None:
         self.request_id = request_id
         self.model = model
@@ -28,6 +29,8 @@ class EmbeddingJob:
         self.principal = principal
         self.priority = priority
         self.alone = alone  # see Request.alone
+        self.is_resumed = is_resumed
+        self.group = ""  # one job holds all inputs of its request
         self.sequence = 0  # see Request.sequence
         self.num_inputs = len(inputs)
         by_length = sorted(range(len(inputs)), key=lambda index: -len(inputs[index]))

@@ -49,6 +49,8 @@ class Request:
     principal: str = ""
     priority: int = 0
     cache_salt: str = ""
+    group: str = ""
+    is_resumed: bool = False
     alone: bool = False
     """Whether it is computed in steps that hold nothing else, until its next token; kept by `AloneJobs`."""
 
@@ -93,6 +95,8 @@ class Request:
             principal=job.principal,
             priority=job.priority,
             cache_salt=job.cache_salt,
+            group=job.group,
+            is_resumed=job.is_resumed,
             alone=job.alone,
             token_ids=job.prompt_token_ids + job.output_token_ids,
         )

@@ -17,6 +17,7 @@ that is computed alone is the first of all while it is, and is so for a number o
 from collections.abc import Iterable
 from typing import TypeVar
 
+from .admission_control import AdmissionControl
 from .alone import AloneJobs
 from .drafts import Speculation
 from .errors import ContextLengthError, RequestError
@@ -35,7 +36,13 @@ class Scheduler:
     """All waiting and running jobs of one device, and the decision what each step computes."""
 
     def __init__(
-        self, *, max_num_seqs: int, max_num_batched_tokens: int, pace: StepPace, speculation: Speculation | None = None
+        self,
+        *,
+        max_num_seqs: int,
+        max_num_batched_tokens: int,
+        pace: StepPace,
+        admission: AdmissionControl | None = None,
+        speculation: Speculation | None = None,
     ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             raise ValueError(
@@ -45,6 +52,7 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
         self.pace = pace
+        self.admission = admission or AdmissionControl()
         self.speculation = speculation
         self.generation_lanes: dict[str, GenerationLane] = {}
         self.embedding_lanes: dict[str, EmbeddingLane] = {}
@@ -60,6 +68,7 @@ class Scheduler:
         Raises:
             ContextLengthError: prompt and output can never fit.
             RequestError: it has no prompt or nothing left to generate, or there is already a job with its id.
+            QueueFullError: too much waits already.
         """
         if not request.prompt_token_ids:
             raise RequestError("the prompt has no tokens; send at least one")
@@ -75,7 +84,7 @@ class Scheduler:
                 f"{len(request.prompt_token_ids)} prompt tokens and {request.sampling.max_tokens} output tokens need "
                 f"{request.max_num_tokens} tokens, but {reason} holds {limit}; shorten the prompt or lower max_tokens"
             )
-        self._enter(request, lane)
+        self._enter(request, lane, request.num_tokens)
         self._wait(lane, request)
 
     def add_embedding(self, job: EmbeddingJob) -> None:
@@ -84,6 +93,7 @@ class Scheduler:
         Raises:
             ContextLengthError: one of its inputs is longer than the model takes.
             RequestError: an input is empty, or there is already a job with its id.
+            QueueFullError: too much waits already.
         """
         lane = self.embedding_lanes[job.model]
         if not job.remaining or not all(item.token_ids for item in job.remaining):
@@ -94,12 +104,13 @@ class Scheduler:
                 f"an input has {longest} tokens, but {job.model} takes {lane.max_model_len}; split the input",
                 param="input",
             )
-        self._enter(job, lane)
+        self._enter(job, lane, sum(len(item.token_ids) for item in job.remaining))
         self._wait(lane, job)
         lane.unfinished[job.request_id] = job
 
     def cancel(self, request_id: str) -> None:
         """Forget a job; its blocks are free before the next step. Unknown ids are ignored."""
+        self.admission.leave(request_id)
         lane = self._lane_of.pop(request_id, None)
         if lane is None:
             return
@@ -146,6 +157,7 @@ class Scheduler:
         if lane := self.generation_lanes.pop(model, None):
             lane.kv.close()
         self.pace.forget(model)
+        self.admission.forget(model)
 
     @property
     def has_work(self) -> bool:
@@ -157,9 +169,19 @@ class Scheduler:
         """Requests that hold blocks, over all models."""
         return sum(len(lane.running) for lane in self.generation_lanes.values())
 
-    def _enter(self, job: Job, lane: Lane) -> None:
-        if job.request_id in self._lane_of:
+    @property
+    def num_jobs(self) -> int:
+        """Jobs that wait or run."""
+        return len(self._lane_of)
+
+    def has_job(self, request_id: str) -> bool:
+        """Whether a job waits or runs."""
+        return request_id in self._lane_of
+
+    def _enter(self, job: Job, lane: Lane, num_tokens: int) -> None:
+        if self.has_job(job.request_id):
             raise RequestError(f"there is already a job with the id {job.request_id}", code="duplicate_request_id")
+        self.admission.enter(job, num_tokens)
         self._lane_of[job.request_id] = lane
         job.sequence = self._num_jobs
         self._num_jobs += 1
@@ -180,7 +202,11 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """Decide what the next step computes; the blocks for it are taken and shared when this returns."""
-        step = Step(self.max_num_batched_tokens, self.pace)
+        plan = self._plan(Step(self.max_num_batched_tokens, self.pace))
+        self.admission.take_up(plan)
+        return plan
+
+    def _plan(self, step: Step) -> StepPlan:
         if self._alone.take_turn(len(self._lane_of) - len(self._alone)):
             self._schedule_alone(step, self._alone.first)
             return step.plan(alone=True)

@@ -24,8 +24,8 @@ import zmq
 from .compiling import GrammarQueue
 from .config import ModelSpec, WorkerConfig
 from .engine import Engine, Runner, StepResult
-from .errors import ModelLoadError, RequestError, UnknownModelError
-from .grammar import Grammar, GrammarError, param_of
+from .errors import ModelLoadError, RequestError
+from .grammar import Grammar, GrammarCompiler, GrammarError, param_of
 from .launch import load_config
 from .loader import ModelLoader
 from .messages import (
@@ -132,6 +132,7 @@ class Worker:
                 sampling = replace(job.sampling, grammar=job.sampling.grammar_fallback, grammar_fallback="")
                 self._submit(client, replace(job, sampling=sampling))
             elif isinstance(outcome, RequestError):
+                self.engine.cancel(job.request_id)  # its place in the queue
                 self._refuse(client, job, outcome)
             else:
                 self._start(client, job, outcome)
@@ -230,13 +231,22 @@ class Worker:
                 compiler = self.engine.grammars_of(job.model)
                 grammar = compiler.find(job.sampling.grammar)
                 if grammar is None:
-                    self._grammars.add(job, compiler)
-                    self._client_of[job.request_id] = client
+                    self._compile(client, job, compiler)
                     return
         except RequestError as error:
             self._refuse(client, job, error)
         else:
             self._start(client, job, grammar)
+
+    def _compile(self, client: bytes, job: Submit, compiler: GrammarCompiler) -> None:
+        """Have a job's grammar compiled, after which it starts; it has its place in the queue meanwhile."""
+        self.engine.reserve(job)
+        try:
+            self._grammars.add(job, compiler)
+        except RequestError:
+            self.engine.cancel(job.request_id)
+            raise
+        self._client_of[job.request_id] = client
 
     def _start(self, client: bytes, job: Submit | Embed, grammar: Grammar | None) -> None:
         try:
@@ -247,9 +257,8 @@ class Worker:
             self._client_of[job.request_id] = client
 
     def _refuse(self, client: bytes, job: Submit | Embed, error: RequestError) -> None:
-        status = 404 if isinstance(error, UnknownModelError) else 400
         param = param_of(error, job.sampling) if isinstance(job, Submit) else error.param
-        failure = JobError(error.message, error.code, param, status)
+        failure = JobError(error.message, error.code, param, error.status, error.retry_after)
         refused = StepOutputs([], [], self.engine.stats(), 0.0, 0)
         if isinstance(job, Submit):
             refused.outputs.append(RequestOutput(job.request_id, [], finish_reason="error", error=failure))

@@ -170,6 +170,13 @@ class _EngineCollector(Collector):
             for model, numbers in stats.items():
                 counter.add_metric((model,), value(numbers))
             yield counter
+        refused = CounterMetricFamily(
+            "penstock_refused_jobs", "Jobs refused or ended for want of room or time.", labels=(*_MODEL, "reason")
+        )
+        for model, numbers in stats.items():
+            for reason, count in numbers.refusals.items():
+                refused.add_metric((model, reason), count)
+        yield refused
         yield GaugeMetricFamily("penstock_worker_up", "1 while the device worker lives.", self._engine.death is None)
 
 
@@ -185,6 +192,11 @@ _Rows = tuple[tuple[str, str, Callable[[ModelStats], float]], ...]
 _GAUGES: _Rows = (
     ("vllm:num_requests_running", "Requests that are being computed.", lambda s: s.num_running),
     ("vllm:num_requests_waiting", "Requests that wait to be scheduled.", lambda s: s.num_waiting),
+    (
+        "penstock_waiting_tokens",
+        "Tokens of prompts and texts that wait to be scheduled.",
+        lambda s: s.num_waiting_tokens,
+    ),
     ("vllm:kv_cache_usage_perc", "Used share of the KV blocks, 0 to 1.", _cache_usage),
     ("vllm:gpu_cache_usage_perc", "Older name of vllm:kv_cache_usage_perc.", _cache_usage),
 )

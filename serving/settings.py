@@ -137,6 +137,30 @@ class Settings(BaseSettings):
         "0: no bound; without it: 400 on a CPU, 50 on a GPU",
         json_schema_extra=_metavar("MS"),
     )
+    max_waiting_requests: int = Field(
+        default=2048,
+        ge=0,
+        description="requests of one model that may wait while others run; more are refused with 429; 0: no bound",
+    )
+    max_waiting_tokens: int = Field(
+        default=0,
+        ge=0,
+        description="tokens of theirs, likewise; 0: what the model has lately taken up in half of the queue timeout",
+    )
+    queue_timeout: float = Field(
+        default=120.0,
+        ge=0,
+        le=86_400,
+        description="seconds that a request may wait for its first step, after which it fails with 503; 0: no bound",
+        json_schema_extra=_metavar("SECONDS"),
+    )
+    request_timeout: float = Field(
+        default=0.0,
+        ge=0,
+        le=86_400,
+        description="seconds that a request may take in all, after which it fails with 504; 0: no bound",
+        json_schema_extra=_metavar("SECONDS"),
+    )
     enable_prefix_caching: bool = Field(default=True, description="let requests share the computed parts of prompts")
     speculation: Literal["off", "ngram"] = Field(
         default="off",
@@ -277,6 +301,10 @@ class Settings(BaseSettings):
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             itl_target_ms=-1 if self.itl_target is None else self.itl_target,
+            max_waiting_requests=self.max_waiting_requests,
+            max_waiting_tokens=self.max_waiting_tokens,
+            queue_timeout=self.queue_timeout,
+            request_timeout=self.request_timeout,
             enable_prefix_caching=self.enable_prefix_caching,
             speculation=self.speculation,
             num_draft_tokens=self.num_draft_tokens,

@@ -101,6 +101,7 @@ class CompletionHandler:
                     weight=principal.weight,
                     priority=body.priority,
                     cache_salt=body.cache_salt,
+                    group=request_id,
                 )
                 choices.append(
                     Choice(

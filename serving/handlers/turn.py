@@ -109,6 +109,7 @@ async def prepare_turn(services: Services, request: TurnRequest) -> Turn:
                 weight=request.principal.weight,
                 priority=request.priority,
                 cache_salt=request.cache_salt,
+                group=request.request_id,
             ),
             Detokenizer(served.tokenizer.table, continues=request.continue_final_message, shown=shown),
             prompt.tools.parser(prompt.thinking),

@@ -8,8 +8,8 @@ import pytest
 from engine_harness import make_job
 from tiny_models import EOS_ID, VOCAB_SIZE, make_tiny_tokenizer
 
-from penstock.scheduler.compiling import GrammarQueue, Outcome
-from penstock.scheduler.errors import RequestError
+from penstock.scheduler.compiling import MAX_PENDING, GrammarQueue, Outcome
+from penstock.scheduler.errors import QueueFullError, RequestError
 from penstock.scheduler.grammar import Grammar, GrammarCompiler
 from penstock.scheduler.grammar_trial import Trial
 from penstock.scheduler.messages import Submit
@@ -90,3 +90,23 @@ def test_a_failure_of_the_library_reaches_the_job(
     ((_, outcome),) = waiting.next()
     assert isinstance(outcome, RequestError)
     assert "ZeroDivisionError" in outcome.message
+
+
+def test_so_many_grammars_wait_and_no_more(
+    waiting: Waiting, compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on = threading.Event()
+    monkeypatch.setattr(Trial, "measure", lambda trial, vocabulary, source: go_on.wait(60) and 7)
+    jobs = [make_job([5], grammar=f'start: "{number}"') for number in range(MAX_PENDING)]
+    for job in jobs:
+        waiting.queue.add(job, compiler)
+    with pytest.raises(QueueFullError, match=f"{MAX_PENDING} grammars") as refusal:
+        waiting.queue.add(make_job([5], grammar='start: "x"'), compiler)
+    assert refusal.value.retry_after
+    same = make_job([5], grammar=jobs[-1].sampling.grammar)
+    waiting.queue.add(same, compiler)  # costs nothing more
+    go_on.set()
+    done: list[Submit] = []
+    while len(done) < len(jobs) + 1:
+        done += [job for job, _ in waiting.next()]
+    assert same in done

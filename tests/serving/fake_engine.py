@@ -294,7 +294,7 @@ def step(
     num_batched_tokens: int = 12,
 ) -> StepOutputs:
     """One engine step's message."""
-    stats = ModelStats(1, 2, 100, 25, 40, 10, 3, 30, 7, 20, 15)
+    stats = ModelStats(1, 2, 100, 25, 40, 10, 3, 30, 7, 20, 15, 50, {"tokens": 4})
     return StepOutputs(outputs or [], embeddings or [], {CHAT: stats}, 0.01, num_batched_tokens)
 
 

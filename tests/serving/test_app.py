@@ -46,6 +46,7 @@ async def test_metrics_show_engine_and_front() -> None:
             ("vllm:prefix_cache_queries_total", 40),
             ("vllm:prefix_cache_hits_total", 10),
             ("vllm:num_preemptions_total", 3),
+            ("penstock_waiting_tokens", 50),
             ("vllm:spec_decode_num_draft_tokens_total", 20),
             ("vllm:spec_decode_num_accepted_tokens_total", 15),
             ("vllm:time_to_first_token_seconds_count", 2),
@@ -57,6 +58,7 @@ async def test_metrics_show_engine_and_front() -> None:
         ]:
             assert samples[name, CHAT] == value, name
         assert samples["vllm:request_success_total", "stop", CHAT] == 2
+        assert samples["penstock_refused_jobs_total", CHAT, "tokens"] == 4
         assert samples["vllm:inter_token_latency_seconds_count", CHAT] >= 2
         assert samples["vllm:time_per_output_token_seconds_count", CHAT] == 2
         assert samples["penstock_step_seconds_count",] >= 4

@@ -33,7 +33,7 @@ def test_flag_beats_environment_beats_file_beats_default(tmp_path: Path, monkeyp
 
 def test_the_environment_may_name_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PENSTOCK_CONFIG", str(write(tmp_path / "p.toml", 'kv_cache_memory = "512MiB"')))
-    assert load_settings({}).engine_config() == EngineConfig(kv_cache_memory=512 << 20)
+    assert load_settings({}).engine_config().kv_cache_memory == 512 << 20
 
 
 def test_the_environment_lists_models_as_a_shell_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +54,10 @@ def test_every_engine_setting_reaches_the_engine() -> None:
         "max_num_seqs": "7",
         "max_num_batched_tokens": "99",
         "itl_target": "0",
+        "max_waiting_requests": "11",
+        "max_waiting_tokens": "12",
+        "queue_timeout": "1.5",
+        "request_timeout": "0.5",
         "enable_prefix_caching": False,
         "speculation": "ngram",
         "num_draft_tokens": "5",
@@ -68,6 +72,10 @@ def test_every_engine_setting_reaches_the_engine() -> None:
         max_num_seqs=7,
         max_num_batched_tokens=99,
         itl_target_ms=0,
+        max_waiting_requests=11,
+        max_waiting_tokens=12,
+        queue_timeout=1.5,
+        request_timeout=0.5,
         enable_prefix_caching=False,
         speculation="ngram",
         num_draft_tokens=5,

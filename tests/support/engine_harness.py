@@ -1,6 +1,7 @@
 """Runs jobs through a real `Engine` in this process and compares them with what transformers generates."""
 
 import itertools
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,9 @@ from penstock.scheduler.sampling_params import SamplingParams
 _ids = itertools.count()
 
 
-def make_engine(folder: Path, num_blocks: int | None = None, **config: object) -> Engine:
+def make_engine(
+    folder: Path, num_blocks: int | None = None, clock: Callable[[], float] = time.monotonic, **config: object
+) -> Engine:
     """An fp32 CPU engine with one generation model named "m", and exactly `num_blocks` KV blocks if given."""
     settings = {"num_threads": 1, "max_num_seqs": 16, "kv_cache_memory": 64 << 20, "itl_target_ms": 0, **config}
     engine_config = EngineConfig(device="cpu", **settings)  # type: ignore[arg-type]
@@ -26,7 +29,7 @@ def make_engine(folder: Path, num_blocks: int | None = None, **config: object) -
     assert isinstance(runner, GenerationRunner)
     if num_blocks is not None:
         engine_config = replace(engine_config, kv_cache_memory=num_blocks * runner.kv_bytes_per_block)
-    engine = Engine(engine_config)
+    engine = Engine(engine_config, clock)
     engine.install(runner)
     if num_blocks is not None:
         assert engine.describe("m").num_kv_blocks == num_blocks
