@@ -7,7 +7,8 @@ from .drain import Drain, DrainGuard
 from .engine_client import EngineClient
 from .handlers.background import ResponseRuns
 from .handlers.services import Services
-from .keys.gate import Gate, Identify, anybody
+from .keys.doorkeeper import anybody
+from .keys.gate import Gate, Identify
 from .metrics import Metrics
 from .routes.anthropic import anthropic_router
 from .routes.chat import chat_router
@@ -18,6 +19,7 @@ from .routes.envelope import Envelope
 from .routes.lmstudio import lmstudio_router
 from .routes.lmstudio_v0 import lmstudio_v0_router
 from .routes.models import models_router
+from .routes.needs import RouteNeeds
 from .routes.openapi import DOCS_ASSETS, docs_assets, openapi_router
 from .routes.rerank import rerank_router
 from .routes.responses import responses_router
@@ -84,11 +86,12 @@ def create_app(
         stored_responses_router(services),
         status_router(services),
     ]
-    for router in (*routers, openapi_router(routers)):
+    routers.append(openapi_router(routers))
+    for router in routers:
         app.include_router(router)
     app.mount(DOCS_ASSETS, docs_assets())
     errors.install(app)
     app.add_middleware(DrainGuard, drain=services.drain)
-    app.add_middleware(Gate, identify=identify)
+    app.add_middleware(Gate, identify=identify, needed=RouteNeeds(routers).of)
     app.add_middleware(Envelope, metrics=services.metrics)
     return app

@@ -25,6 +25,7 @@ _COMMANDS = {
     "load": "load a model into the server's memory",
     "unload": "unload a model from the server's memory",
     "status": "say whether a server runs, and what it is doing",
+    "keys": "make, list and revoke API keys",
     "log": "show the server's log",
     "bench": "load a server as many clients would, and measure what they feel",
 }

@@ -15,7 +15,9 @@ from .app import create_app
 from .drain import Drain
 from .engine_client import EngineClient
 from .handlers.background import ResponseRuns
-from .keys.gate import anybody
+from .keys.doorkeeper import Doorkeeper
+from .keys.key_file import KEY_FILE, KeyFile
+from .keys.ring import KeyRing
 from .listener import HttpServer
 from .neighbours import Neighbours
 from .settings import Settings
@@ -42,6 +44,10 @@ class FrontConfig:
     """The worker's."""
     folder: Path
     """For the sockets through which the API processes reach each other."""
+    on_loopback: bool
+    """Only this machine reaches the server."""
+    started_at: float
+    """Unix seconds."""
     index: int = 0
     """Among the API processes; the first one decides about models."""
 
@@ -56,6 +62,7 @@ class Front:
     Attributes:
         texts: the text sides of the models named at the start.
         broken: why others of them have none.
+        keys: the API keys.
     """
 
     def __init__(self, config: FrontConfig, listener: socket) -> None:
@@ -78,6 +85,8 @@ class Front:
             max_bytes=settings.store_max_bytes,
             max_age=settings.store_max_age * 24 * 3600,
         )
+        self.keys = KeyRing(KeyFile(settings.home / KEY_FILE), no_auth=not settings.auth, since=config.started_at)
+        self._doorkeeper = Doorkeeper(self.keys, on_loopback=config.on_loopback)
         self._downloads = Downloads(settings.home)
         self._runs = ResponseRuns(open_store(self._database), TurnLocks(settings.home / "turns.lock"))
         name = f"API process {config.index}" if settings.api_processes > 1 else ""
@@ -92,11 +101,12 @@ class Front:
             runs=self._runs,
             downloads=self._downloads,
             drain=self.drain,
+            identify=self._doorkeeper.identify,
             counts_steps=config.index == 0,
         )
         listeners = [listener]
         if settings.api_processes > 1:
-            app = self._neighbours.joined(app, self._runs, self._ensure, anybody, self.drain)
+            app = self._neighbours.joined(app, self._runs, self._ensure, self._doorkeeper.identify, self.drain)
             listeners.append(self._neighbours.listen())
         self.http = HttpServer(app, listeners, debug=settings.log_level == "debug")
 
@@ -118,6 +128,7 @@ class Front:
         """Connect to the worker; HTTP may be served then."""
         await self.engine.start()
         self._lifecycle.start()
+        self.keys.start()
         await self._warn_of_unknown_names()
         _calm_garbage_collection()
 
@@ -139,6 +150,7 @@ class Front:
         await self._lifecycle.close()
         await self._neighbours.close()
         await self._database.close()
+        self.keys.close()
 
     async def _warn_of_unknown_names(self) -> None:
         """Say which aliases and defaults lead nowhere yet; a model may still come."""

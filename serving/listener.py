@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import ipaddress
 import os
 import socket
 import sys
@@ -48,6 +49,11 @@ def open_listeners(host: str, port: int, count: int = 1) -> list[socket.socket]:
         known = error.errno is not None and error.errno > 0  # look-up failures have numbers and words of their own
         reason = (os.strerror(error.errno or 0) if known else str(error.strerror)).lower()
         raise OSError(f"cannot listen on {host} port {port}: {reason}; choose another --port or --host") from error
+
+
+def is_on_loopback(listener: socket.socket) -> bool:
+    """Whether only this machine reaches the listener."""
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def url_of(listener: socket.socket) -> str:

@@ -67,15 +67,19 @@ class Neighbours:
 
         async def route(scope: Scope, receive: Receive, send: Send) -> None:
             path = scope["path"]
+            is_neighbour = not (scope["server"] and scope["server"][1])  # other sockets than theirs have a port
+            if is_neighbour and path == ENSURE:
+                await _answer_ensure(ensure, scope, receive, send)
+                return
+            try:
+                principal = identify(Headers(scope=scope))
+            except ApiError:  # the gate in front of the routes says so, before anything is read or handed over
+                await app(scope, receive, send)
+                return
             made = _OF_RESPONSE.fullmatch(path)
-            is_elsewhere = made is not None and runs.find(identify(Headers(scope=scope)).id, made[1]) is None
-            if not (scope["server"] and scope["server"][1]):  # a neighbour asks: other sockets have a port
-                if path == ENSURE:
-                    await _answer_ensure(ensure, scope, receive, send)
-                elif is_elsewhere:
-                    await Response(status_code=MISDIRECTED)(scope, receive, send)
-                else:
-                    await app(scope, receive, send)
+            is_elsewhere = made is not None and runs.find(principal.id, made[1]) is None
+            if is_neighbour:
+                await (Response(status_code=MISDIRECTED) if is_elsewhere else app)(scope, receive, send)
                 return
             others: Iterable[int] = ()
             body = b""

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Scope = Literal["use", "embeddings", "admin"]
-"""What a key may do: call models, make nothing but vectors and scores, look after the server."""
+"""What a key may do: call models and keep what they said; only embed, score and tokenize; look after the server too."""
+Need = Scope | Literal["key", "nothing"]
+"""What a route asks of a request: a scope, any valid key, or nothing at all."""
 ALL_SCOPES: frozenset[Scope] = frozenset({"use", "embeddings", "admin"})
 PRINCIPAL = "principal"
 """Key in a scope's state, where the gate puts the Principal."""

@@ -16,6 +16,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -29,8 +30,9 @@ from penstock.scheduler.config import WorkerConfig
 from penstock.scheduler.errors import ModelLoadError
 from penstock.scheduler.launch import WorkerProcess, start_worker
 
+from .keys.key_file import KeyFileError
 from .server_log import configure_logging, log_file, logging_to
-from .settings import Settings
+from .settings import Settings, SettingsError
 from .shelf.card import ModelCard
 from .shelf.sources import resolve_models
 
@@ -47,8 +49,8 @@ def serve(settings: Settings) -> int:
     """Serve until SIGINT or SIGTERM.
 
     Returns:
-        Exit status: 0 after a signal, 1 if the port is taken or no model can be served. A second signal ends the
-        process here and now, with 128 and its number.
+        Exit status: 0 after a signal, 1 if the port is taken or no model can be served, 2 if other machines would reach
+        the server without keys. A second signal ends the process here and now, with 128 and its number.
     """
     configure_logging(settings.log_level)
     # Where nobody watches, lines are as long as they need to be for whoever reads the log.
@@ -56,7 +58,10 @@ def serve(settings: Settings) -> int:
     previous_handler = signal.signal(signal.SIGTERM, _interrupt)
     try:
         return _serve(settings, console)
-    except (ModelLoadError, OSError) as error:
+    except SettingsError as error:
+        print(f"penstock serve: error: {error}", file=sys.stderr)
+        return 2
+    except (ModelLoadError, KeyFileError, OSError) as error:
         print(f"penstock serve: error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -71,12 +76,16 @@ def _interrupt(signum: int, frame: FrameType | None) -> None:
 
 
 def _serve(settings: Settings, console: Console) -> int:
-    from .listener import open_listeners
+    from .keys.at_start import check_keys
+    from .listener import is_on_loopback, open_listeners
 
+    started_at = time.time()
     with ExitStack() as closing:
         listeners = open_listeners(settings.host, settings.port, settings.api_processes)
         for listener in listeners:
             closing.enter_context(listener)
+        on_loopback = is_on_loopback(listeners[0])
+        check_keys(settings, on_loopback=on_loopback)
         models = resolve_models(settings.models, settings.home, console)
         if settings.served_model_name:
             models = [dataclasses.replace(model, name=settings.served_model_name) for model in models]
@@ -89,7 +98,7 @@ def _serve(settings: Settings, console: Console) -> int:
 
         from .front import FrontConfig
 
-        config = FrontConfig(settings, models, worker.config.address, folder)
+        config = FrontConfig(settings, models, worker.config.address, folder, on_loopback, started_at)
         status = uvloop.run(_Server(config, listeners, worker, console, log).run())
         signal.signal(signal.SIGTERM, _interrupt)  # the loop's handler has gone with it
     _log.info("stopped")
@@ -212,8 +221,9 @@ class _Server:
             for name, reason in failures.items():
                 _log.error("%s cannot be served: %s", name, reason)
             return 1
-        open_to_network = self._config.settings.host in ("0.0.0.0", "::", "")
-        print_ready(models, failures, url_of(self._listeners[0]), self._console, open_to_network=open_to_network)
+        reach = "this machine" if self._config.on_loopback else "other machines"
+        url = url_of(self._listeners[0])
+        print_ready(models, failures, url, self._console, reach=reach, needs_key=not front.keys.is_open)
         return 0
 
 

@@ -63,6 +63,11 @@ class Settings(BaseSettings):
         description="address to listen on; 0.0.0.0 opens the server to the network",
         json_schema_extra=_metavar("ADDRESS"),
     )
+    auth: bool = Field(
+        default=True,
+        description="listen for other machines only if there are API keys (see `penstock keys add`); --no-auth: "
+        "also without any, and then serve everybody",
+    )
     port: int = Field(default=1234, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     api_processes: int = Field(
         default=1,

@@ -41,9 +41,24 @@ class LoadingBars(AbstractContextManager["LoadingBars"]):
 
 
 def print_ready(
-    models: Mapping[str, ModelReady], failures: Mapping[str, str], url: str, console: Console, *, open_to_network: bool
+    models: Mapping[str, ModelReady],
+    failures: Mapping[str, str],
+    url: str,
+    console: Console,
+    *,
+    reach: str,
+    needs_key: bool,
 ) -> None:
-    """Show what is served, what is not and why, and how to reach it."""
+    """Show what is served, what is not and why, and how to reach it.
+
+    Args:
+        models: those that can be used.
+        failures: why others cannot.
+        url: of the server, without /v1.
+        console: where to show it.
+        reach: from where it can be reached.
+        needs_key: requests need an API key.
+    """
     table = Table(title="Penstock", title_justify="left")
     for heading in ("Model", "Kind", "Device", "Dtype"):
         table.add_column(heading)
@@ -54,8 +69,9 @@ def print_ready(
     console.print(table, markup=False)
     for name, reason in failures.items():
         console.print(f"{name} is not served: {reason}", style="red", markup=False, highlight=False, soft_wrap=True)
-    reach = "every network this machine is on" if open_to_network else "this machine only"
-    lines = [f"Ready at {url}/v1 (reachable from {reach}; Ctrl-C stops it). Try:", example(models.values(), url)]
+    keys = "with an API key" if needs_key else "without API keys"
+    lines = [f"Ready at {url}/v1 (for {reach}, {keys}; Ctrl-C stops it). Try:"]
+    lines.append(example(models.values(), url, needs_key=needs_key))
     console.print("\n".join(lines), markup=False, highlight=False, soft_wrap=True)
 
 
@@ -80,7 +96,7 @@ def _billions(model: ModelReady) -> str:
     return f"{model.num_parameters / 1e9:,.1f} B"
 
 
-def example(models: Iterable[ModelReady], url: str) -> str:
+def example(models: Iterable[ModelReady], url: str, *, needs_key: bool) -> str:
     """A command that asks the first chat model, or else the first other one, for something."""
     first = min(models, key=lambda model: model.kind != "generate")
     body: dict[str, object]
@@ -92,4 +108,5 @@ def example(models: Iterable[ModelReady], url: str) -> str:
         case "score":
             path, body = "rerank", {"query": "What drives a turbine?", "documents": ["Water does.", "Rivers are long."]}
     payload = json.dumps({"model": first.name, **body})
-    return f"curl {url}/v1/{path} -H 'Content-Type: application/json' -d '{payload}'"
+    key = ' -H "Authorization: Bearer $PENSTOCK_API_KEY"' if needs_key else ""
+    return f"curl {url}/v1/{path}{key} -H 'Content-Type: application/json' -d '{payload}'"

@@ -31,7 +31,8 @@ def make_parser() -> argparse.ArgumentParser:
         default=["chat"],
         help="several are mixed at random; one that is named twice is drawn twice as often",
     )
-    where.add_argument("--api-key", default=os.environ.get("OPENAI_API_KEY", ""), help="default: $OPENAI_API_KEY")
+    known_key = os.environ.get("PENSTOCK_API_KEY") or os.environ.get("OPENAI_API_KEY", "")
+    where.add_argument("--api-key", default=known_key, help="default: $PENSTOCK_API_KEY, or else $OPENAI_API_KEY")
     where.add_argument("--timeout", type=float, default=600.0, help="seconds one request may take")
     where.add_argument(
         "--keep-alive",

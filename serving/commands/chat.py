@@ -30,7 +30,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _chat(options: argparse.Namespace, settings: Settings) -> None:
-    server = server_of(settings)
+    server = server_of(options, settings)
     wishes = {"temperature": options.temperature}
     if options.max_tokens is not None:
         wishes["max_tokens"] = options.max_tokens

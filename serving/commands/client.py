@@ -8,6 +8,9 @@ from urllib.error import HTTPError, URLError
 from urllib.parse import quote
 from urllib.request import ProxyHandler, Request, build_opener
 
+API_KEY_VARIABLE = "PENSTOCK_API_KEY"
+"""Of the environment: the key with which commands call a server."""
+UNAUTHORIZED = 401
 QUICK_SECONDS = 10.0
 """For what a server answers at once."""
 LOAD_SECONDS = 1000.0
@@ -28,10 +31,12 @@ class Server:
     Args:
         host: name or address.
         port: TCP port.
+        api_key: "": none is sent.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, api_key: str = "") -> None:
         self.url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self._opener = build_opener(ProxyHandler({}))  # a proxy cannot know this machine's own servers
 
     def get(self, path: str) -> Any:
@@ -98,6 +103,8 @@ class Server:
 
     def _open(self, request: Request, timeout: float) -> HTTPResponse:
         try:
+            for name, value in self._headers.items():
+                request.add_header(name, value)
             response: HTTPResponse = self._opener.open(request, timeout=timeout)
             return response
         except HTTPError as error:
@@ -116,6 +123,8 @@ def _request(url: str, body: object) -> Request:
 
 
 def _message_of(error: HTTPError) -> str:
+    if error.code == UNAUTHORIZED:
+        return f"the server wants an API key that is valid: give it in the environment as {API_KEY_VARIABLE}"
     try:
         return _message(json.loads(error.read()))
     except (OSError, ValueError):

@@ -22,7 +22,7 @@ def run(arguments: list[str]) -> int:
 def _load(options: argparse.Namespace, settings: Settings) -> None:
     body = {"model": options.model} | ({"ttl": options.ttl} if options.ttl is not None else {})
     with Console(stderr=True).status(f"Loading {options.model}"):
-        answer = server_of(settings).post("/api/v1/models/load", body)
+        answer = server_of(options, settings).post("/api/v1/models/load", body)
     if options.json:
         print(json.dumps(answer))
     else:

@@ -25,7 +25,7 @@ def run(arguments: list[str]) -> int:
 def _list(options: argparse.Namespace, settings: Settings) -> None:
     entries = {card.name: _entry(card) for card in scan_home(settings.home)}
     try:
-        served = server_of(settings).models()
+        served = server_of(options, settings).models()
     except NoServerError:
         served = []
     for entry in served:

@@ -17,7 +17,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _list(options: argparse.Namespace, settings: Settings) -> None:
-    rows = [entry for entry in server_of(settings).models() if entry["state"] != "not-loaded"]
+    rows = [entry for entry in server_of(options, settings).models() if entry["state"] != "not-loaded"]
     if options.json:
         print(json.dumps(rows, indent=2))
         return

@@ -26,7 +26,7 @@ def _remove(options: argparse.Namespace, settings: Settings) -> int:
     card = next((card for card in scan_home(settings.home) if card.name == name), None)
     if card is None:
         raise CommandError(f"there is no model {name!r} in {settings.home}; `penstock ls` lists those that are there")
-    _check_unused(name, settings)
+    _check_unused(options, settings)
     if not options.yes and not _confirm(f"Delete {name} ({size(card.size_bytes)})?"):
         print("nothing was deleted", file=sys.stderr)
         return 1
@@ -37,11 +37,12 @@ def _remove(options: argparse.Namespace, settings: Settings) -> int:
     return 0
 
 
-def _check_unused(name: str, settings: Settings) -> None:
+def _check_unused(options: argparse.Namespace, settings: Settings) -> None:
     try:
-        states = {entry["id"]: entry["state"] for entry in server_of(settings).models()}
+        states = {entry["id"]: entry["state"] for entry in server_of(options, settings).models()}
     except NoServerError:
         return
+    name = options.model
     if states.get(name, "not-loaded") != "not-loaded":
         raise CommandError(f"a running server uses {name}; unload it first with `penstock unload {name}`")
 

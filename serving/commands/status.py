@@ -13,7 +13,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _tell(options: argparse.Namespace, settings: Settings) -> None:
-    server = server_of(settings)
+    server = server_of(options, settings)
     health = server.get("/health")
     models = server.models()
     loaded = [entry for entry in models if entry["state"] == "loaded"]

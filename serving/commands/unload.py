@@ -20,7 +20,7 @@ def run(arguments: list[str]) -> int:
 def _unload(options: argparse.Namespace, settings: Settings) -> int:
     if options.all == bool(options.model):
         raise CommandError("name one model, or --all")
-    server = server_of(settings)
+    server = server_of(options, settings)
     names = [options.model]
     if options.all:
         names = [entry["id"] for entry in server.models() if entry["state"] == "loaded"]

@@ -1,21 +1,19 @@
-"""The gate that every request passes: it finds out who asks, before anything else looks at the request."""
+"""The gate that every request passes: it finds out who asks and whether they may, before anything else looks at it."""
 
 from collections.abc import Callable
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..principal import EVERYBODY, PRINCIPAL, Principal
-from .presented import digest, id_of, key_in
+from ..errors import ApiError
+from ..principal import EVERYBODY, PRINCIPAL, Need, Principal
+from .refusals import Refusals
 
+FORBIDDEN = 403
 Identify = Callable[[Headers], Principal]
-"""Tells by a request's headers who sends it."""
-
-
-def anybody(headers: Headers) -> Principal:
-    """Lets everybody in: keys only tell apart who asks. Clients that need no key send an empty one or none."""
-    key = key_in(headers)
-    return Principal(id_of(digest(key))) if key else EVERYBODY
+"""Tells by a request's headers who sends it; raises ApiError if they may not come in."""
+Needed = Callable[[str, str], Need]
+"""Tells what a request needs, by its method and path."""
 
 
 class Gate:
@@ -24,14 +22,42 @@ class Gate:
     Args:
         app: what is behind the gate.
         identify: tells who asks.
+        needed: tells what they must be allowed to.
     """
 
-    def __init__(self, app: ASGIApp, identify: Identify) -> None:
+    def __init__(self, app: ASGIApp, identify: Identify, needed: Needed) -> None:
         self._app = app
         self._identify = identify
+        self._needed = needed
+        self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One exchange."""
         if scope["type"] == "http":
-            scope.setdefault("state", {})[PRINCIPAL] = self._identify(Headers(scope=scope))
+            try:
+                scope.setdefault("state", {})[PRINCIPAL] = self._admit(scope)
+            except ApiError as error:
+                self._refusals.log(scope, error)
+                await error.response(scope)(scope, receive, send)
+                return
         await self._app(scope, receive, send)
+
+    def _admit(self, scope: Scope) -> Principal:
+        need = self._needed(scope["method"], scope["path"])
+        if need == "nothing":
+            return EVERYBODY
+        principal = self._identify(Headers(scope=scope))
+        if need != "key" and need not in principal.scopes:
+            raise _forbidden(need, scope, principal)
+        return principal
+
+
+def _forbidden(need: Need, scope: Scope, principal: Principal) -> ApiError:
+    return ApiError(
+        f"{scope['method']} {scope['path'][:200]} needs the scope '{need}', and this API key has "
+        f"{', '.join(sorted(principal.scopes))}. The server's operator makes a key that has it with "
+        f"`penstock keys add NAME --scope {need}`.",
+        status=FORBIDDEN,
+        code="insufficient_permissions",
+        headers={"www-authenticate": f'Bearer realm="penstock", error="insufficient_scope", scope="{need}"'},
+    )

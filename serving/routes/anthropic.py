@@ -25,7 +25,10 @@ def anthropic_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     messages = MessagesHandler(services)
 
     @router.post(
-        "", **documented("Make a message", tag="Anthropic", body=MessagesBody, answer=Message, events=dict[str, Any])
+        "",
+        **documented(
+            "Make a message", tag="Anthropic", needs="use", body=MessagesBody, answer=Message, events=dict[str, Any]
+        ),
     )
     async def create_message(request: Request) -> Response:
         body = await read_body(request, MessagesBody, max_body_bytes)
@@ -45,7 +48,10 @@ def anthropic_router(services: Services, *, max_body_bytes: int) -> APIRouter:
             response.headers["x-penstock-tools-not-offered"] = ", ".join(map(_header_value, names[:16]))
         return response
 
-    @router.post("/count_tokens", **documented("Count tokens", tag="Anthropic", body=PromptBody, answer=MessageTokens))
+    @router.post(
+        "/count_tokens",
+        **documented("Count tokens", tag="Anthropic", needs="use", body=PromptBody, answer=MessageTokens),
+    )
     async def count_tokens(request: Request) -> Response:
         body = await read_body(request, PromptBody, max_body_bytes)
         counting = messages.count_tokens(body, principal_of(request))

@@ -24,7 +24,9 @@ def chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
 
     @router.post(
         "/chat/completions",
-        **documented("Answer a chat", tag="Chat", body=ChatCompletionBody, answer=ChatCompletion, events=ChatChunk),
+        **documented(
+            "Answer a chat", tag="Chat", needs="use", body=ChatCompletionBody, answer=ChatCompletion, events=ChatChunk
+        ),
     )
     async def create_chat_completion(request: Request) -> Response:
         body = await read_body(request, ChatCompletionBody, max_body_bytes)

@@ -24,7 +24,9 @@ def completions_router(services: Services, *, max_body_bytes: int) -> APIRouter:
 
     @router.post(
         "/completions",
-        **documented("Continue prompts", tag="Text", body=CompletionBody, answer=Completion, events=CompletionChunk),
+        **documented(
+            "Continue prompts", tag="Text", needs="use", body=CompletionBody, answer=Completion, events=CompletionChunk
+        ),
     )
     async def create_completion(request: Request) -> Response:
         body = await read_body(request, CompletionBody, max_body_bytes)

@@ -26,7 +26,12 @@ def conversations_router(services: Services, *, max_body_bytes: int) -> APIRoute
     @router.post(
         "",
         **documented(
-            "Make a conversation", tag="Conversations", body=ConversationBody, query=Query, answer=Conversation
+            "Make a conversation",
+            tag="Conversations",
+            needs="use",
+            body=ConversationBody,
+            query=Query,
+            answer=Conversation,
         ),
     )
     async def create_conversation(request: Request) -> Response:
@@ -35,7 +40,8 @@ def conversations_router(services: Services, *, max_body_bytes: int) -> APIRoute
         return json_response(orjson.dumps(await conversations.create(principal_of(request).id, body)))
 
     @router.get(
-        "/{conversation_id}", **documented("Read a conversation", tag="Conversations", query=Query, answer=Conversation)
+        "/{conversation_id}",
+        **documented("Read a conversation", tag="Conversations", needs="use", query=Query, answer=Conversation),
     )
     async def retrieve_conversation(request: Request, conversation_id: str) -> Response:
         read_query(request, Query)
@@ -44,7 +50,12 @@ def conversations_router(services: Services, *, max_body_bytes: int) -> APIRoute
     @router.post(
         "/{conversation_id}",
         **documented(
-            "Relabel a conversation", tag="Conversations", body=MetadataBody, query=Query, answer=Conversation
+            "Relabel a conversation",
+            tag="Conversations",
+            needs="use",
+            body=MetadataBody,
+            query=Query,
+            answer=Conversation,
         ),
     )
     async def update_conversation(request: Request, conversation_id: str) -> Response:
@@ -54,7 +65,8 @@ def conversations_router(services: Services, *, max_body_bytes: int) -> APIRoute
         return json_response(orjson.dumps(updated))
 
     @router.delete(
-        "/{conversation_id}", **documented("Delete a conversation", tag="Conversations", query=Query, answer=Deleted)
+        "/{conversation_id}",
+        **documented("Delete a conversation", tag="Conversations", needs="use", query=Query, answer=Deleted),
     )
     async def delete_conversation(request: Request, conversation_id: str) -> Response:
         read_query(request, Query)
@@ -62,7 +74,9 @@ def conversations_router(services: Services, *, max_body_bytes: int) -> APIRoute
 
     @router.post(
         "/{conversation_id}/items",
-        **documented("Add items", tag="Conversations", body=NewItemsBody, query=IncludeQuery, answer=StoredPage),
+        **documented(
+            "Add items", tag="Conversations", needs="use", body=NewItemsBody, query=IncludeQuery, answer=StoredPage
+        ),
     )
     async def create_items(request: Request, conversation_id: str) -> Response:
         query = read_query(request, IncludeQuery)
@@ -71,7 +85,8 @@ def conversations_router(services: Services, *, max_body_bytes: int) -> APIRoute
         return json_response(orjson.dumps(added))
 
     @router.get(
-        "/{conversation_id}/items", **documented("List items", tag="Conversations", query=ItemsQuery, answer=StoredPage)
+        "/{conversation_id}/items",
+        **documented("List items", tag="Conversations", needs="use", query=ItemsQuery, answer=StoredPage),
     )
     async def list_items(request: Request, conversation_id: str) -> Response:
         query = read_query(request, ItemsQuery)
@@ -80,7 +95,7 @@ def conversations_router(services: Services, *, max_body_bytes: int) -> APIRoute
 
     @router.get(
         "/{conversation_id}/items/{item_id}",
-        **documented("Read an item", tag="Conversations", query=IncludeQuery, answer=dict[str, Any]),
+        **documented("Read an item", tag="Conversations", needs="use", query=IncludeQuery, answer=dict[str, Any]),
     )
     async def retrieve_item(request: Request, conversation_id: str, item_id: str) -> Response:
         include = read_query(request, IncludeQuery).include
@@ -89,7 +104,7 @@ def conversations_router(services: Services, *, max_body_bytes: int) -> APIRoute
 
     @router.delete(
         "/{conversation_id}/items/{item_id}",
-        **documented("Delete an item", tag="Conversations", query=Query, answer=Conversation),
+        **documented("Delete an item", tag="Conversations", needs="use", query=Query, answer=Conversation),
     )
     async def delete_item(request: Request, conversation_id: str, item_id: str) -> Response:
         read_query(request, Query)

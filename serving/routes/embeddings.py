@@ -19,7 +19,10 @@ def embeddings_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     router = APIRouter(prefix="/v1")
     handler = EmbeddingHandler(services)
 
-    @router.post("/embeddings", **documented("Embed texts", tag="Text", body=EmbeddingBody, answer=Embeddings))
+    @router.post(
+        "/embeddings",
+        **documented("Embed texts", tag="Text", needs="embeddings", body=EmbeddingBody, answer=Embeddings),
+    )
     async def create_embeddings(request: Request) -> Response:
         body = await read_body(request, EmbeddingBody, max_body_bytes)
         answer = handler.answer(body, principal_of(request))

@@ -29,7 +29,12 @@ def lmstudio_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     @router.post(
         "/chat",
         **documented(
-            "Answer a chat", tag="LM Studio", body=NativeChatBody, answer=answers.NativeChat, events=dict[str, Any]
+            "Answer a chat",
+            tag="LM Studio",
+            needs="use",
+            body=NativeChatBody,
+            answer=answers.NativeChat,
+            events=dict[str, Any],
         ),
     )
     async def chat(request: Request) -> Response:
@@ -39,18 +44,20 @@ def lmstudio_router(services: Services, *, max_body_bytes: int) -> APIRouter:
             return EventStream(turn.stream())
         return json_response(orjson.dumps(await until_disconnect(request.receive, turn.answer())))
 
-    @router.get("/models", **documented("All models", tag="LM Studio", answer=answers.NativeModels))
+    @router.get("/models", **documented("All models", tag="LM Studio", needs="embeddings", answer=answers.NativeModels))
     async def list_models() -> dict[str, object]:
         return await models.list_v1()
 
     @router.post(
-        "/models/load", **documented("Load a model", tag="LM Studio", body=LoadBody, answer=answers.LoadedModel)
+        "/models/load",
+        **documented("Load a model", tag="LM Studio", needs="admin", body=LoadBody, answer=answers.LoadedModel),
     )
     async def load(request: Request) -> dict[str, object]:
         return await models.load(await read_body(request, LoadBody, max_body_bytes))
 
     @router.post(
-        "/models/unload", **documented("Unload a model", tag="LM Studio", body=UnloadBody, answer=answers.UnloadedModel)
+        "/models/unload",
+        **documented("Unload a model", tag="LM Studio", needs="admin", body=UnloadBody, answer=answers.UnloadedModel),
     )
     async def unload(request: Request) -> dict[str, object]:
         body = await read_body(request, UnloadBody, max_body_bytes)
@@ -58,14 +65,14 @@ def lmstudio_router(services: Services, *, max_body_bytes: int) -> APIRouter:
 
     @router.post(
         "/models/download",
-        **documented("Fetch a model", tag="LM Studio", body=DownloadBody, answer=answers.DownloadStatus),
+        **documented("Fetch a model", tag="LM Studio", needs="admin", body=DownloadBody, answer=answers.DownloadStatus),
     )
     async def download(request: Request) -> dict[str, object]:
         return await downloads.start(await read_body(request, DownloadBody, max_body_bytes))
 
     @router.get(
         "/models/download/status/{job_id}",
-        **documented("How far a download is", tag="LM Studio", answer=answers.DownloadStatus),
+        **documented("How far a download is", tag="LM Studio", needs="admin", answer=answers.DownloadStatus),
     )
     async def download_status(job_id: str) -> dict[str, object]:
         return await downloads.status(job_id)

@@ -31,11 +31,16 @@ def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     statistics = StatisticsHandler(services)
     chat, completion, embedding = ChatHandler(services), CompletionHandler(services), EmbeddingHandler(services)
 
-    @router.get("/models", **documented("All models", tag="LM Studio", answer=answers.NativeModelsV0))
+    @router.get(
+        "/models", **documented("All models", tag="LM Studio", needs="embeddings", answer=answers.NativeModelsV0)
+    )
     async def list_models() -> dict[str, object]:
         return await models.list_v0()
 
-    @router.get("/models/{model_id:path}", **documented("One model", tag="LM Studio", answer=answers.NativeModelV0))
+    @router.get(
+        "/models/{model_id:path}",
+        **documented("One model", tag="LM Studio", needs="embeddings", answer=answers.NativeModelV0),
+    )
     async def retrieve_model(model_id: str) -> dict[str, object]:
         return await models.entry_v0(model_id)
 
@@ -44,6 +49,7 @@ def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
         **documented(
             "Answer a chat, with statistics",
             tag="LM Studio",
+            needs="use",
             body=ChatCompletionBody,
             answer=answers.MeasuredChat,
             events=answers.MeasuredChatChunk,
@@ -70,6 +76,7 @@ def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
         **documented(
             "Continue prompts, with statistics",
             tag="LM Studio",
+            needs="use",
             body=CompletionBody,
             answer=answers.MeasuredCompletion,
             events=answers.MeasuredCompletionChunk,
@@ -91,7 +98,10 @@ def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
             return EventStream(events)
         return json_response(orjson.dumps(await until_disconnect(request.receive, answer())))
 
-    @router.post("/embeddings", **documented("Embed texts", tag="LM Studio", body=EmbeddingBody, answer=Embeddings))
+    @router.post(
+        "/embeddings",
+        **documented("Embed texts", tag="LM Studio", needs="embeddings", body=EmbeddingBody, answer=Embeddings),
+    )
     async def create_embeddings(request: Request) -> Response:
         body = await read_body(request, EmbeddingBody, max_body_bytes)
         answer = embedding.answer(body, principal_of(request))

@@ -22,7 +22,10 @@ def models_router(services: Services) -> APIRouter:
     @router.get(
         "/models",
         **documented(
-            "All models; Anthropic's form with its version header", tag="Models", answer=Models | AnthropicModels
+            "All models; Anthropic's form with its version header",
+            tag="Models",
+            needs="embeddings",
+            answer=Models | AnthropicModels,
         ),
     )
     async def list_models(request: Request) -> dict[str, object]:
@@ -30,13 +33,18 @@ def models_router(services: Services) -> APIRouter:
             return await anthropic.page(ModelPage.model_validate(dict(request.query_params)))
         return await models.openai_list()
 
-    @router.get("/models/{model_id:path}", **documented("One model", tag="Models", answer=Model | AnthropicModel))
+    @router.get(
+        "/models/{model_id:path}",
+        **documented("One model", tag="Models", needs="embeddings", answer=Model | AnthropicModel),
+    )
     async def retrieve_model(model_id: str, request: Request) -> dict[str, object]:
         if VERSION_HEADER in request.headers:
             return await anthropic.entry(model_id)
         return await models.openai_entry(model_id)
 
-    @router.delete("/models/{model_id:path}", **documented("Refused, with the reason", tag="Models", statuses=()))
+    @router.delete(
+        "/models/{model_id:path}", **documented("Refused, with the reason", tag="Models", needs="admin", statuses=())
+    )
     async def delete_model(model_id: str) -> None:
         card = await services.look_up(model_id)
         raise ApiError(

@@ -3,7 +3,7 @@
 The description is made of what the routes declare (`operation.py`), at the first request for it.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from importlib.metadata import version
@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 
 from ..error_forms import ANTHROPIC, LM_STUDIO, form_of
 from ..protocol.answers.common import AnthropicError, LMStudioError, OpenAIError
-from .operation import JSON, OPERATION, Operation, documented
+from .operation import JSON, Operation, declared, documented
 
 DOCS_ASSETS = "/docs/assets"
 """Where `docs_assets` is to be mounted."""
@@ -28,7 +28,9 @@ JsonSchema = dict[str, Any]
 _Mode = Literal["validation", "serialization"]
 _ABOUT = """Local models over the OpenAI HTTP API, and over those of its neighbours.
 
-Fields that are not described here are refused by name. `null` means that a field is absent."""
+Fields that are not described here are refused by name. `null` means that a field is absent.
+
+A server that has API keys (`penstock keys add`) answers only requests that present one; before that, it needs none."""
 _SECURITY = {
     "bearer": {"type": "http", "scheme": "bearer"},
     "api_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -36,23 +38,21 @@ _SECURITY = {
 
 
 def openapi_router(routers: Sequence[APIRouter]) -> APIRouter:
-    """The routes that describe those of `routers`, and themselves.
-
-    Raises:
-        ValueError: a route declares nothing.
-    """
+    """The routes that describe those of `routers`, and themselves."""
     router = APIRouter()
-    list(_declared(routers))
 
     @cache
     def description() -> bytes:
         return orjson.dumps(describe([*routers, router]))
 
-    @router.get("/openapi.json", **documented("This description, as OpenAPI 3.1", tag="Server", answer=dict[str, Any]))
+    @router.get(
+        "/openapi.json",
+        **documented("This description, as OpenAPI 3.1", tag="Server", needs="key", answer=dict[str, Any]),
+    )
     def openapi() -> Response:
         return Response(description(), media_type=JSON)
 
-    @router.get("/docs", **documented("The description for people", tag="Server", media_type="text/html"))
+    @router.get("/docs", **documented("The description for people", tag="Server", needs="key", media_type="text/html"))
     async def docs() -> HTMLResponse:
         return get_swagger_ui_html(
             openapi_url="/openapi.json",
@@ -76,7 +76,7 @@ def describe(routers: Sequence[APIRouter]) -> dict[str, Any]:
     Raises:
         ValueError: a route declares nothing.
     """
-    routes = list(_declared(routers))
+    routes = list(declared(routers))
     schemas = _Schemas([operation for _, operation in routes])
     paths: dict[str, dict[str, Any]] = {}
     for route, operation in routes:
@@ -91,17 +91,8 @@ def describe(routers: Sequence[APIRouter]) -> dict[str, Any]:
         "info": {"title": "Penstock", "version": version("penstock"), "description": _ABOUT},
         "paths": paths,
         "components": {"schemas": schemas.definitions, "securitySchemes": _SECURITY},
-        "security": [{}, *({name: []} for name in _SECURITY)],  # a key is not needed, but may be sent
+        "security": [{}, *({name: []} for name in _SECURITY)],  # {}: not needed while there are no keys
     }
-
-
-def _declared(routers: Sequence[APIRouter]) -> Iterator[tuple[APIRoute, Operation]]:
-    for router in routers:
-        for route in router.routes:
-            operation = (getattr(route, "openapi_extra", None) or {}).get(OPERATION)
-            if not isinstance(route, APIRoute) or operation is None:
-                raise ValueError(f"{route} has no description: give its decorator `**documented(...)`")
-            yield route, operation
 
 
 def _path(route: APIRoute) -> tuple[str, list[dict[str, Any]]]:
@@ -135,6 +126,13 @@ def _operation(route: APIRoute, operation: Operation, schemas: "_Schemas") -> di
         "parameters": schemas.query(operation.query) if operation.query is not None else [],
         "responses": responses,
     }
+    if operation.needs == "nothing":
+        described["security"] = []
+    else:
+        needed = "a valid API key" if operation.needs == "key" else f"an API key with the scope `{operation.needs}`"
+        challenge = {"headers": {"WWW-Authenticate": {"schema": {"type": "string"}}}}
+        responses["401"] = {"description": "There are API keys, and this needs a valid one."} | challenge | error
+        responses["403"] = {"description": f"This is not allowed; where there are keys, it needs {needed}."} | error
     if operation.bodies:
         choices = [schemas.of(body, "validation") for body in operation.bodies]
         schema = choices[0] if len(choices) == 1 else {"anyOf": choices}

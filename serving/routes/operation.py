@@ -1,8 +1,13 @@
 """What a route reads and answers, declared once beside its function; `openapi.py` makes the API's description of it."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from fastapi import APIRouter
+from fastapi.routing import APIRoute
+
+from ..principal import Need
 from ..protocol.body import RequestBody
 
 OPERATION = "operation"
@@ -17,6 +22,8 @@ class Operation:
     summary: str
     tag: str
     """The group of routes that it is shown with."""
+    needs: Need
+    """What a request must be allowed to, once there are keys."""
     bodies: tuple[type[RequestBody], ...] = ()
     """The request's body is one of these; empty: it has none."""
     query: type[RequestBody] | None = None
@@ -37,6 +44,7 @@ def documented(
     summary: str,
     *,
     tag: str,
+    needs: Need,
     body: type[RequestBody] | tuple[type[RequestBody], ...] = (),
     query: type[RequestBody] | None = None,
     answer: Any = None,
@@ -49,6 +57,7 @@ def documented(
     operation = Operation(
         summary=summary,
         tag=tag,
+        needs=needs,
         bodies=body if isinstance(body, tuple) else (body,),
         query=query,
         answer=answer,
@@ -58,3 +67,17 @@ def documented(
         unavailable=unavailable,
     )
     return {"response_model": None, "openapi_extra": {OPERATION: operation}}
+
+
+def declared(routers: Iterable[APIRouter]) -> Iterator[tuple[APIRoute, Operation]]:
+    """Every route with its contract.
+
+    Raises:
+        ValueError: a route declares nothing.
+    """
+    for router in routers:
+        for route in router.routes:
+            operation = (getattr(route, "openapi_extra", None) or {}).get(OPERATION)
+            if not isinstance(route, APIRoute) or operation is None:
+                raise ValueError(f"{route} has no description: give its decorator `**documented(...)`")
+            yield route, operation

@@ -31,9 +31,11 @@ def rerank_router(services: Services, *, max_body_bytes: int) -> APIRouter:
         return json_response(orjson.dumps(await until_disconnect(request.receive, answer)))
 
     for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
-        described = documented("Order documents by a query", tag="Text", body=RerankBody, answer=Ranking)
+        described = documented(
+            "Order documents by a query", tag="Text", needs="embeddings", body=RerankBody, answer=Ranking
+        )
         router.add_api_route(path, rerank, methods=["POST"], **described)
     for path in ("/v1/score", "/score"):
-        described = documented("Score pairs of texts", tag="Text", body=ScoreBody, answer=Scores)
+        described = documented("Score pairs of texts", tag="Text", needs="embeddings", body=ScoreBody, answer=Scores)
         router.add_api_route(path, score, methods=["POST"], **described)
     return router

@@ -29,7 +29,12 @@ def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     @router.post(
         "/responses",
         **documented(
-            "Make a response", tag="Responses", body=ResponseBody, answer=answers.Response, events=dict[str, Any]
+            "Make a response",
+            tag="Responses",
+            needs="use",
+            body=ResponseBody,
+            answer=answers.Response,
+            events=dict[str, Any],
         ),
     )
     async def create_response(request: Request) -> Response:
@@ -60,7 +65,9 @@ def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
 
     @router.post(
         "/responses/input_tokens",
-        **documented("Count a prompt's tokens", tag="Responses", body=InputTokensBody, answer=answers.InputTokens),
+        **documented(
+            "Count a prompt's tokens", tag="Responses", needs="use", body=InputTokensBody, answer=answers.InputTokens
+        ),
     )
     async def count_input_tokens(request: Request) -> Response:
         body = await read_body(request, InputTokensBody, max_body_bytes)
@@ -69,7 +76,9 @@ def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
 
     @router.post(
         "/responses/compact",
-        **documented("Shorten a conversation", tag="Responses", body=CompactBody, answer=answers.CompactedResponse),
+        **documented(
+            "Shorten a conversation", tag="Responses", needs="use", body=CompactBody, answer=answers.CompactedResponse
+        ),
     )
     async def compact_conversation(request: Request) -> Response:
         body = await read_body(request, CompactBody, max_body_bytes)

@@ -17,7 +17,7 @@ def status_router(services: Services) -> APIRouter:
     router = APIRouter()
     engine = services.engine
 
-    @router.api_route("/", methods=_READ, **documented("Where to go on", tag="Server", answer=Root))
+    @router.api_route("/", methods=_READ, **documented("Where to go on", tag="Server", needs="key", answer=Root))
     async def root() -> dict[str, object]:
         return {
             "name": "penstock",
@@ -28,7 +28,9 @@ def status_router(services: Services) -> APIRouter:
         }
 
     @router.api_route(
-        "/health", methods=_READ, **documented("How the server is", tag="Server", answer=Health, unavailable=DeadWorker)
+        "/health",
+        methods=_READ,
+        **documented("How the server is", tag="Server", needs="nothing", answer=Health, unavailable=DeadWorker),
     )
     async def health() -> Response:
         """200 while the worker lives, even when it is still loading; 503 once it is gone."""
@@ -44,7 +46,9 @@ def status_router(services: Services) -> APIRouter:
         return Response(orjson.dumps(state), media_type="application/json")
 
     @router.api_route(
-        "/metrics", methods=_READ, **documented("Prometheus metrics", tag="Server", media_type="text/plain")
+        "/metrics",
+        methods=_READ,
+        **documented("Prometheus metrics", tag="Server", needs="admin", media_type="text/plain"),
     )
     async def metrics() -> Response:
         return Response(services.metrics.exposition(), media_type=services.metrics.content_type)

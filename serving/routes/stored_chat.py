@@ -23,7 +23,10 @@ def stored_chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     chats = services.store.chats
 
     @router.get(
-        "", **documented("List stored chat completions", tag="Stored chats", query=ChatListQuery, answer=StoredPage)
+        "",
+        **documented(
+            "List stored chat completions", tag="Stored chats", needs="use", query=ChatListQuery, answer=StoredPage
+        ),
     )
     async def list_chat_completions(request: Request) -> Response:
         query = read_query(request, ChatListQuery)
@@ -39,7 +42,9 @@ def stored_chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
 
     @router.get(
         "/{completion_id}",
-        **documented("Read a stored chat completion", tag="Stored chats", query=Query, answer=dict[str, Any]),
+        **documented(
+            "Read a stored chat completion", tag="Stored chats", needs="use", query=Query, answer=dict[str, Any]
+        ),
     )
     async def retrieve_chat_completion(request: Request, completion_id: str) -> Response:
         read_query(request, Query)
@@ -50,6 +55,7 @@ def stored_chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
         **documented(
             "Relabel a stored chat completion",
             tag="Stored chats",
+            needs="use",
             body=MetadataBody,
             query=Query,
             answer=dict[str, Any],
@@ -63,7 +69,7 @@ def stored_chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
 
     @router.delete(
         "/{completion_id}",
-        **documented("Delete a stored chat completion", tag="Stored chats", query=Query, answer=Deleted),
+        **documented("Delete a stored chat completion", tag="Stored chats", needs="use", query=Query, answer=Deleted),
     )
     async def delete_chat_completion(request: Request, completion_id: str) -> Response:
         read_query(request, Query)
@@ -73,7 +79,7 @@ def stored_chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
 
     @router.get(
         "/{completion_id}/messages",
-        **documented("List its messages", tag="Stored chats", query=PageQuery, answer=StoredPage),
+        **documented("List its messages", tag="Stored chats", needs="use", query=PageQuery, answer=StoredPage),
     )
     async def list_messages(request: Request, completion_id: str) -> Response:
         query = read_query(request, PageQuery)

@@ -29,6 +29,7 @@ def stored_responses_router(services: Services) -> APIRouter:
         **documented(
             "Read a response, or its events once more",
             tag="Responses",
+            needs="use",
             query=ResponseQuery,
             answer=answers.Response,
             events=dict[str, Any],
@@ -42,14 +43,16 @@ def stored_responses_router(services: Services) -> APIRouter:
         after = -1 if query.starting_after is None else query.starting_after
         return EventStream(await stored.events(principal, response_id, after))
 
-    @router.delete("", **documented("Delete a response", tag="Responses", query=Query, answer=Deleted))
+    @router.delete("", **documented("Delete a response", tag="Responses", needs="use", query=Query, answer=Deleted))
     async def delete_response(request: Request, response_id: str) -> Response:
         read_query(request, Query)
         return json_response(orjson.dumps(await stored.delete(principal_of(request).id, response_id)))
 
     @router.post(
         "/cancel",
-        **documented("Cancel a response in the background", tag="Responses", query=Query, answer=answers.Response),
+        **documented(
+            "Cancel a response in the background", tag="Responses", needs="use", query=Query, answer=answers.Response
+        ),
     )
     async def cancel_response(request: Request, response_id: str) -> Response:
         read_query(request, Query)
@@ -58,7 +61,11 @@ def stored_responses_router(services: Services) -> APIRouter:
     @router.get(
         "/input_items",
         **documented(
-            "List the items that a response was made from", tag="Responses", query=ItemsQuery, answer=StoredPage
+            "List the items that a response was made from",
+            tag="Responses",
+            needs="use",
+            query=ItemsQuery,
+            answer=StoredPage,
         ),
     )
     async def list_input_items(request: Request, response_id: str) -> Response:

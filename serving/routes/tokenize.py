@@ -33,10 +33,12 @@ def tokenize_router(services: Services, *, max_body_bytes: int) -> APIRouter:
 
     for path in ("/v1/tokenize", "/tokenize"):
         bodies = (TokenizeTextBody, TokenizeChatBody)
-        described = documented("Tokens of a text or a chat", tag="Text", body=bodies, answer=Tokens)
+        described = documented("Tokens of a text or a chat", tag="Text", needs="embeddings", body=bodies, answer=Tokens)
         router.add_api_route(path, tokenize, methods=["POST"], **described)
     for path in ("/v1/detokenize", "/detokenize"):
-        described = documented("The text of tokens", tag="Text", body=DetokenizeBody, answer=DetokenizedText)
+        described = documented(
+            "The text of tokens", tag="Text", needs="embeddings", body=DetokenizeBody, answer=DetokenizedText
+        )
         router.add_api_route(path, detokenize, methods=["POST"], **described)
     return router
 

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import ApiError
-from .schema import NewerFileError, migrate
+from .migration import NewerFileError, migrate
+from .schema import STEPS
 
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -205,7 +206,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA journal_size_limit = {_WAL_BYTES}")
     connection.execute("PRAGMA foreign_keys = ON")
     connection.execute("PRAGMA secure_delete = ON")  # what is deleted is not left in the file's free space
-    migrate(connection)
+    migrate(connection, STEPS)
 
 
 def _used_bytes(connection: sqlite3.Connection) -> int:

@@ -13,7 +13,7 @@ from server_process import ServerProcess
 from starlette.datastructures import Headers
 from tiny_models import make_tiny, make_tiny_tokenizer
 
-from penstock.serving.keys.gate import anybody
+from penstock.serving.keys.doorkeeper import anybody
 from penstock.serving.store.database import Database
 from penstock.serving.store.store import open_store
 

@@ -10,7 +10,7 @@ from openai.types.responses import Response
 from starlette.datastructures import Headers
 
 from penstock.scheduler.messages import JobError, ModelFailed, RequestOutput
-from penstock.serving.keys.gate import anybody
+from penstock.serving.keys.doorkeeper import anybody
 
 HI = {"model": CHAT, "input": "hi"}
 THINKING_TEMPLATE = (

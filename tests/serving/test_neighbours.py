@@ -11,7 +11,7 @@ from starlette.types import Message, Receive, Scope, Send
 from penstock.serving import neighbours
 from penstock.serving.drain import Drain
 from penstock.serving.handlers.background import ResponseRuns
-from penstock.serving.keys.gate import anybody
+from penstock.serving.keys.doorkeeper import anybody
 from penstock.serving.neighbours import Neighbours
 from penstock.serving.store.database import Database
 from penstock.serving.store.store import open_store

@@ -9,7 +9,7 @@ from fake_engine import CHAT, Exchange, Front, error, open_front, until
 from openai import AsyncOpenAI, BadRequestError, NotFoundError
 from starlette.datastructures import Headers
 
-from penstock.serving.keys.gate import anybody
+from penstock.serving.keys.doorkeeper import anybody
 from penstock.serving.store.database import Database
 
 MINE = {"authorization": "Bearer mine"}

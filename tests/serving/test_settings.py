@@ -117,7 +117,7 @@ def test_every_bad_value_gets_its_line() -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("prot = 1", "has unknown keys: prot; known are: alias, api_processes, block_size"),
+        ("prot = 1", "has unknown keys: prot; known are: alias, api_processes, auth, block_size"),
         ('config = "other.toml"', "has unknown keys: config"),
         ("port = ", "is not TOML"),
     ],

@@ -34,7 +34,7 @@ def ready(name: str, kind: ModelKind, *, num_kv_blocks: int = 0, num_parameters:
 
 def shown(models: list[ModelReady], failures: dict[str, str]) -> str:
     console = Console(file=io.StringIO(), width=160)
-    print_ready({model.name: model for model in models}, failures, URL, console, open_to_network=False)
+    print_ready({model.name: model for model in models}, failures, URL, console, reach="this machine", needs_key=False)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert isinstance(text, str)
     return text
@@ -57,11 +57,11 @@ def test_billions_and_failures() -> None:
 
 
 def test_the_example_asks_a_chat_model_if_there_is_one() -> None:
-    words = shlex.split(example([ready("e", "embed"), ready("c", "generate")], URL))
+    words = shlex.split(example([ready("e", "embed"), ready("c", "generate")], URL, needs_key=False))
     assert words[1] == f"{URL}/v1/chat/completions"
     body = json.loads(words[-1])
     assert body["model"] == "c" and body["messages"]
-    words = shlex.split(example([ready("e", "embed")], URL))
+    words = shlex.split(example([ready("e", "embed")], URL, needs_key=False))
     assert words[1] == f"{URL}/v1/embeddings"
     assert json.loads(words[-1]) == {"model": "e", "input": ["rivers and turbines"]}
 

@@ -13,7 +13,7 @@ import pytest
 
 from penstock.serving.errors import ApiError
 from penstock.serving.store.database import Database
-from penstock.serving.store.schema import VERSION
+from penstock.serving.store.schema import STEPS
 from penstock.serving.store.store import Store, open_store
 
 
@@ -150,7 +150,7 @@ def garbage(path: Path) -> None:
 
 def newer(path: Path) -> None:
     connection = sqlite3.connect(path)
-    connection.execute(f"PRAGMA user_version = {VERSION + 1}")
+    connection.execute(f"PRAGMA user_version = {len(STEPS) + 1}")
     connection.close()
 
 
