@@ -4,18 +4,26 @@ import asyncio
 import contextlib
 import ipaddress
 import os
+import resource
 import socket
 import sys
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import uvicorn
+
+from .http_protocol import GuardedProtocol, HttpLimits
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
 
 _BACKLOG = 2048
 _KEEP_ALIVE_SECONDS = 75  # longer than the usual proxy's 60, so that it is the proxy that closes idle connections
+_KEEP_ALIVE_OPTIONS = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 120_000}
+"""Connections whose other end is gone without a word are closed after two minutes; where the system knows these."""
+_MAX_FILES = 2**17  # a process that opens more is in trouble anyway
+_FILES_FOR_OTHERS = 256  # handles of a process that are not for clients: models, the store, the worker, libraries
 _LAST_WORDS_SECONDS = 2  # what answers get to reach their clients when the server ends
 _LAST_CALL_SECONDS = 0.1  # what requests get to arrive on connections that are open when the listeners close
 
@@ -34,7 +42,7 @@ def open_listeners(host: str, port: int, count: int = 1) -> list[socket.socket]:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        first = socket.create_server(address[:2], family=family, backlog=_BACKLOG)
+        first = _watching(socket.create_server(address[:2], family=family, backlog=_BACKLOG))
         if count == 1:
             return [first]
         if sys.platform != "linux":
@@ -43,7 +51,8 @@ def open_listeners(host: str, port: int, count: int = 1) -> list[socket.socket]:
         address = first.getsockname()
         first.close()
         return [
-            socket.create_server(address[:2], family=family, backlog=_BACKLOG, reuse_port=True) for _ in range(count)
+            _watching(socket.create_server(address[:2], family=family, backlog=_BACKLOG, reuse_port=True))
+            for _ in range(count)
         ]
     except OSError as error:
         known = error.errno is not None and error.errno > 0  # look-up failures have numbers and words of their own
@@ -56,6 +65,26 @@ def is_on_loopback(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
+def _watching(listener: socket.socket) -> socket.socket:
+    """The listener, whose connections notice that the other end's machine is gone: they have its options."""
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in _KEEP_ALIVE_OPTIONS.items():
+        if hasattr(socket, name):
+            listener.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+    return listener
+
+
+def max_connections() -> int:
+    """Connections that this process can have; the limit of its open files is raised as far as it may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MAX_FILES if hard == resource.RLIM_INFINITY else min(hard, _MAX_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    room = _MAX_FILES if soft == resource.RLIM_INFINITY else soft
+    return max(room - _FILES_FOR_OTHERS, room // 2)
+
+
 def url_of(listener: socket.socket) -> str:
     """Where a client on this machine reaches the listener."""
     host, port = listener.getsockname()[:2]
@@ -66,11 +95,14 @@ def url_of(listener: socket.socket) -> str:
 class HttpServer(uvicorn.Server):
     """uvicorn on an open socket, without its signal handlers and without ten wake-ups a second."""
 
-    def __init__(self, app: "ASGIApp", listeners: list[socket.socket], *, debug: bool) -> None:
+    def __init__(
+        self, app: "ASGIApp", listeners: list[socket.socket], *, debug: bool, limits: HttpLimits | None = None
+    ) -> None:
+        limits = limits or HttpLimits(max_connections=max_connections())
         super().__init__(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=cast(type[asyncio.Protocol], partial(GuardedProtocol, limits=limits)),
                 ws="none",
                 lifespan="off",  # the application has none, and uvicorn's would end in a traceback when it is hurried
                 log_config=None,
@@ -126,8 +158,12 @@ class HttpServer(uvicorn.Server):
         yield
 
     async def main_loop(self) -> None:
-        """Sleep until stopped, waking once a second to renew the Date header."""
+        """Sleep until stopped, waking once a second to renew the Date header and to end what is too slow."""
+        loop = asyncio.get_running_loop()
         while not await self.on_tick(0):
+            now = loop.time()
+            for connection in list(self.server_state.connections):
+                cast(GuardedProtocol, connection).enforce_deadlines(now)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), 1.0)
 
