@@ -7,7 +7,7 @@ from typing import IO
 
 from penstock.scheduler.config import WorkerConfig
 from penstock.scheduler.launch import WorkerProcess, dump_config
-from penstock.serving import cli, server
+from penstock.serving import cli, supervisor
 
 ECHO_WORKER = Path(__file__).with_name("echo_worker.py")
 
@@ -19,5 +19,5 @@ def start_echo_worker(config: WorkerConfig, *, stderr: IO[bytes] | None = None) 
 
 
 if __name__ == "__main__":
-    server.start_worker = start_echo_worker
+    supervisor.start_worker = start_echo_worker
     sys.exit(cli.main())

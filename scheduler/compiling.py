@@ -4,7 +4,7 @@ A job waits here until its grammar is ready. The same grammar is compiled once f
 that the compiler remembers do not wait at all.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from queue import Empty, SimpleQueue
@@ -73,6 +73,11 @@ class GrammarQueue:
         """Forget a job; unknown ids are ignored. Its grammar may still be compiled, and is then remembered."""
         if compilation := self._compilation_of.pop(request_id, None):
             del compilation.jobs[request_id]
+
+    @property
+    def job_ids(self) -> Iterable[str]:
+        """The ids of all jobs that wait."""
+        return self._compilation_of.keys()
 
     def has_jobs(self, model: str) -> bool:
         """Whether any job for the model waits."""

@@ -79,3 +79,5 @@ class WorkerConfig:
     engine: EngineConfig
     models: tuple[ModelSpec, ...]
     log_level: str = "info"
+    flight_record: str = ""
+    """The file in which the worker says what it is doing, see `flight_record`; "": nowhere."""

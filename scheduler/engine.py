@@ -26,7 +26,7 @@ from .lanes import EmbeddingLane, GenerationLane
 from .messages import Embed, EmbeddingOutput, ModelReady, ModelStats, RequestOutput, Submit
 from .outputs import OutputMaker
 from .pace import StepPace
-from .plan import EmbeddingBatch, GenerationBatch
+from .plan import EmbeddingBatch, GenerationBatch, StepPlan
 from .policy import EmbeddingJob
 from .request import Request
 from .results import LaunchedBatch
@@ -90,6 +90,8 @@ class Engine:
         self._outputs: list[RequestOutput] = []
         """For the result of the running or next step, as the embeddings are."""
         self._embeddings: list[EmbeddingOutput] = []
+        self.on_plan: Callable[[StepPlan], None] | None = None
+        """Called with what a step computes before it is launched."""
         self._last_done = 0.0
         """When the device was last seen to have finished something."""
 
@@ -269,6 +271,11 @@ class Engine:
 
     # -------------------------------------------------------------------------------------------------------- step
 
+    @property
+    def num_in_flight(self) -> int:
+        """Steps that were launched and are not collected: none, or the last one."""
+        return int(bool(self._in_flight))
+
     def step(self) -> StepResult:
         """Launch the next step, and collect what the device has finished.
 
@@ -280,6 +287,8 @@ class Engine:
         if self.scheduler.is_alone_next:
             self._collect_all()
         plan = self.scheduler.schedule()
+        if self.on_plan is not None:
+            self.on_plan(plan)
         in_flight, self._in_flight = self._in_flight, []
         batches: list[GenerationBatch | EmbeddingBatch] = [*plan.generation, *plan.embedding]
         for batch in batches:

@@ -29,6 +29,7 @@ def load_config(text: str) -> WorkerConfig:
         engine=EngineConfig(**raw["engine"]),
         models=tuple(ModelSpec(**model) for model in raw["models"]),
         log_level=raw["log_level"],
+        flight_record=raw["flight_record"],
     )
 
 

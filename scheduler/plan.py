@@ -90,6 +90,12 @@ class StepPlan:
     def __bool__(self) -> bool:
         return bool(self.generation or self.embedding)
 
+    @property
+    def job_ids(self) -> set[str]:
+        """The ids of all jobs in it."""
+        ids = {row.request.request_id for batch in self.generation for row in batch.rows}
+        return ids.union(text.request_id for batch in self.embedding for text in batch.inputs)
+
 
 @dataclass(frozen=True, slots=True)
 class SampledToken:

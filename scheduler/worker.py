@@ -3,12 +3,14 @@
     python -m penstock.scheduler.worker CONFIG_JSON
 
 One thread does everything but the loading of models (`loader`) and the compiling of grammars (`compiling`), which have
-their own and hand their news over between two steps. With no work the thread sleeps in poll and uses no processor time;
-with work it looks for messages between steps without waiting. It ends on SIGTERM, or when its standard input closes,
-which happens when the process that started it is gone.
+their own and hand their news over between two steps. With no work the thread sleeps in poll, from which it wakes once a
+second to show that it lives (`flight_record`); with work it looks for messages between steps without waiting. It ends
+on SIGTERM, or when its standard input closes, which happens when the process that started it is gone. On SIGUSR1 it
+writes the stacks of all its threads to its log.
 """
 
 import contextlib
+import faulthandler
 import gc
 import logging
 import os
@@ -17,6 +19,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 
 import zmq
@@ -25,6 +28,7 @@ from .compiling import GrammarQueue
 from .config import ModelSpec, WorkerConfig
 from .engine import Engine, Runner, StepResult
 from .errors import ModelLoadError, RequestError
+from .flight_record import FlightRecord
 from .grammar import Grammar, GrammarCompiler, GrammarError, param_of
 from .launch import load_config
 from .loader import ModelLoader
@@ -52,6 +56,9 @@ from .runner import GenerationRunner
 
 logger = logging.getLogger(__name__)
 
+_IDLE_MS = 1000
+"""Between two signs of life of a worker without work."""
+
 
 class Worker:
     """Joins the engine to the socket of the API processes."""
@@ -60,6 +67,8 @@ class Worker:
         """`signals` is a file descriptor that becomes readable when a signal has come."""
         self.config = config
         self.engine = Engine(config.engine)
+        self._record = FlightRecord(Path(config.flight_record) if config.flight_record else None)
+        self.engine.on_plan = lambda plan: self._record.begin_step(plan.job_ids)
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # a slow API process must not lose tokens
@@ -120,10 +129,12 @@ class Worker:
         """Install what the loader has finished, tell how far the rest is, and start jobs whose grammars are ready."""
         os.read(self._news, 4096)
         for news in self._loader.take_news():
+            self._record.note_loading(news.name)
             if isinstance(news, ModelLoading):
                 self._announce(news)
                 continue
             state = news if isinstance(news, ModelFailed) else self._install(news)
+            self._record.note_loading("")
             self._announce(state)
             self._end_start(state.name)
         for job, outcome in self._grammars.take_finished():
@@ -136,6 +147,7 @@ class Worker:
                 self._refuse(client, job, outcome)
             else:
                 self._start(client, job, outcome)
+        self._record.note_admitted(self._grammars.job_ids)
 
     def _install(self, runner: Runner) -> ModelReady | ModelFailed:
         try:
@@ -175,7 +187,7 @@ class Worker:
     def run(self) -> None:
         """Serve until the starter is gone."""
         while True:
-            events = dict(self._poller.poll(0 if self.engine.has_work else None))
+            events = dict(self._poller.poll(0 if self.engine.has_work else _IDLE_MS))
             if sys.stdin.fileno() in events:
                 logger.info("the process that started this worker is gone: ending")
                 return
@@ -183,7 +195,17 @@ class Worker:
             if self._news in events:
                 self._take_news()
             if self.engine.has_work:
-                self._publish(self.engine.step())
+                self._publish(self._step())
+            else:
+                self._record.beat()
+
+    def _step(self) -> StepResult:
+        """One step of the engine, which is recorded; a step that does nothing is no progress."""
+        result = self.engine.step()
+        self._record.end_step(self.engine.num_in_flight)
+        if result.num_batched_tokens or result.outputs or result.embeddings:
+            self._record.beat()
+        return result
 
     def _receive(self) -> None:
         """Take every message that has arrived."""
@@ -222,6 +244,12 @@ class Worker:
             self._send(client, WorkerReady())
 
     def _submit(self, client: bytes, job: Submit | Embed) -> None:
+        self._record.note_admitted([*self._grammars.job_ids, job.request_id])
+        self._take_in(client, job)
+        self._record.note_admitted(self._grammars.job_ids)
+
+    def _take_in(self, client: bytes, job: Submit | Embed) -> None:
+        """Queue a job, or have its grammar compiled first."""
         try:
             if job.request_id in self._client_of:
                 message = f"there is already a job with the id {job.request_id}"
@@ -322,6 +350,7 @@ def main() -> None:
     config = load_config(sys.argv[1])
     logging.basicConfig(level=config.log_level.upper(), format="%(asctime)s worker %(levelname)s %(message)s")
     logging.getLogger("sentence_transformers").setLevel(logging.WARNING)  # its "info" is our progress bar
+    faulthandler.register(signal.SIGUSR1)  # its handler needs no interpreter: it works while C code holds that too
 
     def end(signum: int, frame: FrameType | None) -> None:
         raise SystemExit(0)

@@ -1,7 +1,7 @@
 """A further API process of a server, started by its first one, from whose standard input it learns all.
 
-What comes there is the length of a message in 8 bytes and the message, see `siblings`; later perhaps the reason of the
-worker's death, as a line. The end of the input is the end of the server.
+What comes there is the length of a message in 8 bytes and the message, see `siblings`; later what
+happens to the worker, in lines, see `worker_news`. The end of the input is the end of the server.
 """
 
 import asyncio
@@ -16,6 +16,7 @@ import uvloop
 
 from .front import Front, FrontConfig
 from .server_log import configure_logging
+from .worker_news import news_of
 
 
 async def _run(config: FrontConfig, listener: socket.socket) -> None:
@@ -39,7 +40,7 @@ async def _listen_to_parent(front: Front) -> None:
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
-        front.engine.mark_dead(line.decode().rstrip("\n"))
+        front.engine.take_news(news_of(line))
     os._exit(1)  # the server was killed; nobody is left to wait for
 
 

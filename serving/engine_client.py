@@ -1,17 +1,15 @@
-"""The API process's end of the wire to the device worker: jobs up, and every job's outputs down into its own mailbox.
+"""The API process's view of the device worker: which models it has, and jobs that go on even when it dies.
 
-One task reads the socket and drops outputs into mailboxes; one waiting handler per job takes all that has come
-together. Nothing polls, and a job leaves no state behind, however it ends.
+A worker that is lost is followed by another one. Every unfinished job waits until its model is ready there, and is sent
+again with the tokens that it has had: sampling is keyed by the seed and the position, so that it goes on as it would
+have. Nothing polls, and a job leaves no state behind, however it ends.
 """
 
 import asyncio
-import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from typing import Any, Generic, TypeVar
-
-import zmq
-import zmq.asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 from penstock.scheduler.config import ModelSpec
 from penstock.scheduler.errors import EngineDeadError
@@ -20,7 +18,6 @@ from penstock.scheduler.messages import (
     DownMessage,
     Embed,
     EmbeddingOutput,
-    Hello,
     Load,
     ModelFailed,
     ModelLoading,
@@ -33,48 +30,15 @@ from penstock.scheduler.messages import (
     Unload,
     UpMessage,
     WorkerReady,
-    decode,
-    encode,
 )
 
-from .errors import JobFailedError
+from .errors import ApiError, JobFailedError
+from .mailbox import merge
+from .open_job import OpenJob, WorkerLostError
+from .worker_link import WorkerLink
+from .worker_news import WorkerLost, WorkerNews, WorkerStarted
 
-_log = logging.getLogger(__name__)
 _T = TypeVar("_T")
-
-
-class _Mailbox(Generic[_T]):
-    """What the worker has sent for one job and nobody has taken yet."""
-
-    def __init__(self) -> None:
-        self._items: list[_T] = []
-        self._error: Exception | None = None
-        self._reader: asyncio.Future[None] | None = None
-
-    def put(self, item: _T) -> None:
-        self._items.append(item)
-        self._wake()
-
-    def fail(self, error: Exception) -> None:
-        self._error = error
-        self._wake()
-
-    async def take(self) -> list[_T]:
-        """Everything that waits, at least one item; then raises what `fail` was given. One reader at a time."""
-        if not self._items:
-            if self._error is not None:
-                raise self._error
-            self._reader = asyncio.get_running_loop().create_future()  # an asyncio.Event costs twice as much
-            await self._reader
-            return await self.take()
-        items, self._items = self._items, []
-        return items
-
-    def _wake(self) -> None:
-        if self._reader is not None:
-            if not self._reader.done():
-                self._reader.set_result(None)
-            self._reader = None
 
 
 class ModelFailedError(Exception):
@@ -86,14 +50,16 @@ class ModelFailedError(Exception):
 
 
 class EngineClient:
-    """Talks to one device worker.
+    """Talks to the device worker of the moment.
 
     Attributes:
         models: what is resident, by name.
         failed: what could not be loaded, by name, until the next attempt.
         loading: how far the others are, by name.
         stats: load of each model at the end of the last step.
-        ready: set when every model of the start list is ready or failed.
+        ready: set when every model that the worker began with is ready or failed.
+        worker: the worker of the moment, or the last one.
+        lost: how that one ended; None while it lives.
         on_step: called with every step's outputs, for metrics.
         on_progress: called after every change of `models`, `failed` or `loading`.
         make_resident: called before a job of a model that is not resident is sent: it may have been unloaded since the
@@ -102,13 +68,18 @@ class EngineClient:
             jobs of it, of whichever process.
 
     Args:
-        address: ZeroMQ address that the worker binds.
+        worker: the first one.
+        models: what it begins with.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, worker: WorkerStarted, models: Iterable[ModelSpec] = ()) -> None:
+        self.worker = worker
+        self.lost: WorkerLost | None = None
+        self._specs = {spec.name: spec for spec in models}
         self.models: dict[str, ModelReady] = {}
         self.failed: dict[str, ModelFailed] = {}
-        self.loading: dict[str, ModelLoading] = {}
+        # The worker says so itself as soon as it has imported its libraries; until then they would seem to be unloaded.
+        self.loading = {name: ModelLoading(name, "waiting", 0.0) for name in self._specs}
         self.stats: dict[str, ModelStats] = {}
         self.ready = asyncio.Event()
         self.on_step: Callable[[StepOutputs], None] | None = None
@@ -119,23 +90,20 @@ class EngineClient:
         self._loads: dict[str, asyncio.Future[ModelReady]] = {}
         self._unloads: dict[str, asyncio.Future[bool]] = {}
         self._num_jobs: Counter[str] = Counter()
-        self._address = address
         self._death: str | None = None
-        self._generations: dict[str, _Mailbox[RequestOutput]] = {}
-        self._embeddings: dict[str, _Mailbox[EmbeddingOutput]] = {}
-        self._context: zmq.asyncio.Context | None = None
-        self._socket: zmq.asyncio.Socket | None = None
-        self._reader: asyncio.Task[None] | None = None
+        self._despair: str | None = None
+        self._jobs: dict[str, OpenJob[Any]] = {}
+        self._link = WorkerLink(self._deliver)
 
     @property
     def death(self) -> str | None:
-        """Why the worker is gone; None while it lives."""
-        return self._death
+        """Why nothing is served any more, or not before a worker comes up again; None: all is well, or will be soon."""
+        return self._death or self._despair
 
     @property
     def num_jobs(self) -> int:
         """Jobs in flight."""
-        return len(self._generations) + len(self._embeddings)
+        return len(self._jobs)
 
     def num_jobs_of(self, model: str) -> int:
         """Jobs of one model in flight."""
@@ -143,50 +111,80 @@ class EngineClient:
 
     async def start(self) -> None:
         """Connect and ask for the state of every model; the worker may bind its address later."""
-        self._context = zmq.asyncio.Context()
-        self._socket = self._context.socket(zmq.DEALER)
-        self._socket.setsockopt(zmq.SNDHWM, 0)  # jobs are bounded by the HTTP side; a full queue would lose a cancel
-        self._socket.setsockopt(zmq.RCVHWM, 0)
-        self._socket.setsockopt(zmq.LINGER, 0)
-        self._socket.connect(self._address)
-        self._reader = asyncio.create_task(self._read(self._socket), name="engine-client")
-        self._send(Hello())
+        self._link.connect(self.worker.address)
 
     async def close(self) -> None:
         """End every job with EngineDeadError and disconnect."""
         self.mark_dead("the server is shutting down")
-        if self._reader is not None:
-            self._reader.cancel()
-            await asyncio.gather(self._reader, return_exceptions=True)
-        if self._socket is not None:
-            self._socket.close()
-        if self._context is not None:
-            self._context.term()
+        await self._link.close()
 
     def mark_dead(self, reason: str) -> None:
-        """The worker is gone: every job in flight and every later one ends with EngineDeadError at once."""
-        if self._death is not None:
-            return
-        self._death = reason
+        """The server gives up: every job in flight and every later one ends with EngineDeadError at once."""
+        if self._death is None:
+            self._death = reason
+            self._fail_all()
+
+    def _fail_all(self) -> None:
         error = self._dead_error()
-        for generation in self._generations.values():
-            generation.fail(error)
-        for embedding in self._embeddings.values():
-            embedding.fail(error)
+        for entry in self._jobs.values():
+            entry.mailbox.fail(error)
         waiting: list[asyncio.Future[Any]] = [*self._loads.values(), *self._unloads.values()]
         for future in waiting:
             if not future.done():
                 future.set_exception(error)
         self._tell_change()
 
+    # ------------------------------------------------------------------------------------------------- worker's lives
+
+    def take_news(self, news: WorkerNews) -> None:
+        """The worker is gone, or another one has taken its place."""
+        match news:
+            case WorkerStarted():
+                self.worker, self.lost = news, None
+                self._link.connect(news.address)
+                self._tell_change()
+            case WorkerLost():
+                self._lose(news)
+
+    def _lose(self, lost: WorkerLost) -> None:
+        self.lost = lost
+        self._link.disconnect()
+        self.ready.clear()
+        self.loading = {name: ModelLoading(name, "waiting", 0.0) for name in self.wanted_models()}
+        self.models.clear()
+        self.stats.clear()
+        for name in list(self._unloads):
+            _resolve(self._unloads.get(name), True)
+        for name, reason in lost.failed_models.items():
+            self._deliver(ModelFailed(name, reason))
+        for entry in self._jobs.values():
+            fault = entry.note_death(lost)
+            entry.mailbox.fail(JobFailedError(fault) if fault else WorkerLostError(lost.how))
+        if lost.is_hopeless:
+            self._despair = f"it {lost.how} before it was ready, as those before it did"
+            self._fail_all()
+        self._tell_change()
+
+    def wanted_models(self) -> list[str]:
+        """What another worker begins with: models in memory or on their way, those with the most jobs first."""
+        names = self.models.keys() | self.loading.keys() | self._loads.keys()
+        return sorted(names, key=lambda name: (-self._num_jobs[name], name))
+
+    def wanted_specs(self) -> list[ModelSpec]:
+        """The same, as the worker is told of them."""
+        return [self._specs[name] for name in self.wanted_models()]
+
+    # --------------------------------------------------------------------------------------------------------- models
+
     async def load(self, spec: ModelSpec) -> ModelReady:
         """Make a model resident; one that is resident already is ready at once. One call for a model at a time.
 
         Raises:
             ModelFailedError: the worker could not load it.
-            EngineDeadError: the worker is gone.
+            EngineDeadError: the server gives up.
         """
-        self.check_alive()
+        await self._until_there_is_a_worker()
+        self._specs[spec.name] = spec
         self.failed.pop(spec.name, None)
         self.loading[spec.name] = ModelLoading(spec.name, "waiting", 0.0)
         self._tell_change()
@@ -205,11 +203,11 @@ class EngineClient:
         at `num_jobs_of` and this call.
 
         Returns:
-            Whether it has gone: the worker keeps a model that another API process uses. EngineDeadError if the worker
-            is gone.
+            Whether it has gone: the worker keeps a model that another API process uses. EngineDeadError if the server
+            gives up.
 
         Raises:
-            EngineDeadError: the worker is gone already.
+            EngineDeadError: the server has given up.
         """
         self.check_alive()
         self.models.pop(name, None)
@@ -220,17 +218,25 @@ class EngineClient:
         return answer
 
     async def next_change(self) -> None:
-        """Return at the next change of `models`, `failed`, `loading` or `death`."""
+        """Return at the next change of `models`, `failed`, `loading`, `lost` or `death`."""
         await self._changed.wait()
 
     def check_alive(self) -> None:
-        """Refuse to go on without a worker.
+        """Refuse to wait for a worker that does not come.
 
         Raises:
-            EngineDeadError: the worker is gone.
+            EngineDeadError: the server has given up.
         """
-        if self._death is not None:
+        if self.death is not None:
             raise self._dead_error()
+
+    async def _until_there_is_a_worker(self) -> None:
+        self.check_alive()
+        while self.lost is not None:
+            await self.next_change()
+            self.check_alive()
+
+    # ----------------------------------------------------------------------------------------------------------- jobs
 
     async def generate(self, job: Submit) -> AsyncGenerator[RequestOutput]:
         """Run a generation job; outputs that wait together come as one.
@@ -239,80 +245,99 @@ class EngineClient:
         the worker.
 
         Raises:
-            EngineDeadError: the worker is gone.
-            JobFailedError: the worker refused or lost this job.
+            ApiError: the job's model is not there any more.
+            EngineDeadError: the server gives up.
+            JobFailedError: the worker refused or lost this job, or was brought down by it.
         """
-        mailbox: _Mailbox[RequestOutput] = _Mailbox()
-        finished = False
-        await self._open(job, mailbox, self._generations)
-        try:
-            self._send(job)
-            while not finished:
-                output = _merge(await mailbox.take())
+        entry: OpenJob[RequestOutput] = OpenJob(job)
+        await self._until_model(entry)
+        with self._opened(entry):
+            self._send(entry.for_next_worker())
+            while not entry.is_over:
+                try:
+                    output = merge(await entry.mailbox.take())
+                except WorkerLostError:
+                    await self._send_again(entry)
+                    continue
+                entry.is_over = output.finish_reason is not None or output.error is not None
                 if output.error is not None:
-                    finished = True
                     raise JobFailedError(output.error)
-                finished = output.finish_reason is not None
-                yield output
-        finally:
-            self._drop(job, self._generations, cancel=not finished)
+                yield entry.received(output)
 
     async def embed(self, job: Embed) -> EmbeddingOutput:
         """Run an embedding job; cancelling the calling task cancels it in the worker.
 
         Raises:
-            EngineDeadError: the worker is gone.
-            JobFailedError: the worker refused or lost this job.
+            ApiError: the job's model is not there any more.
+            EngineDeadError: the server gives up.
+            JobFailedError: the worker refused or lost this job, or was brought down by it.
         """
-        mailbox: _Mailbox[EmbeddingOutput] = _Mailbox()
-        finished = False
-        await self._open(job, mailbox, self._embeddings)
-        try:
-            self._send(job)
-            (output,) = await mailbox.take()
-            finished = True
-            if output.error is not None:
-                raise JobFailedError(output.error)
-            return output
-        finally:
-            self._drop(job, self._embeddings, cancel=not finished)
+        entry: OpenJob[EmbeddingOutput] = OpenJob(job)
+        await self._until_model(entry)
+        with self._opened(entry):
+            self._send(entry.for_next_worker())
+            while True:
+                try:
+                    (output,) = await entry.mailbox.take()
+                except WorkerLostError:
+                    await self._send_again(entry)
+                    continue
+                entry.is_over = True
+                if output.error is not None:
+                    raise JobFailedError(output.error)
+                return output
 
-    async def _open(self, job: Submit | Embed, mailbox: "_Mailbox[_T]", mailboxes: "dict[str, _Mailbox[_T]]") -> None:
-        self.check_alive()
-        while job.model not in self.models and self.make_resident is not None:
-            await self.make_resident(job.model)
-        assert job.request_id not in mailboxes, f"two jobs with the id {job.request_id}"
-        mailboxes[job.request_id] = mailbox
+    @contextmanager
+    def _opened(self, entry: OpenJob[Any]) -> Iterator[None]:
+        """The job is in flight, and cancelled if it is left before it is over."""
+        job: Submit | Embed = entry.job
+        assert job.request_id not in self._jobs, f"two jobs with the id {job.request_id}"
+        self._jobs[job.request_id] = entry
         self._num_jobs[job.model] += 1
-        if self.on_use is not None:
-            self.on_use(job.model)
+        self._note_use(job.model)
+        try:
+            yield
+        finally:
+            del self._jobs[job.request_id]
+            self._num_jobs[job.model] -= 1
+            if not self._num_jobs[job.model]:
+                del self._num_jobs[job.model]
+            if not entry.is_over and self._death is None and self.lost is None:
+                self._send(Cancel([job.request_id]))
+            self._note_use(job.model)
 
-    def _drop(self, job: Submit | Embed, mailboxes: "dict[str, _Mailbox[_T]]", *, cancel: bool) -> None:
-        del mailboxes[job.request_id]
-        self._num_jobs[job.model] -= 1
-        if not self._num_jobs[job.model]:
-            del self._num_jobs[job.model]
-        if cancel and self._death is None:
-            self._send(Cancel([job.request_id]))
+    async def _until_model(self, entry: OpenJob[Any]) -> None:
+        """Wait until there is a worker that has the job's model."""
+        await self._until_there_is_a_worker()
+        while entry.job.model not in self.models and self.make_resident is not None:
+            await self.make_resident(entry.job.model)
+            await self._until_there_is_a_worker()
+
+    async def _send_again(self, entry: OpenJob[Any]) -> None:
+        """Let a job go on in the next worker, as soon as that has its model."""
+        model = entry.job.model
+        # What may end the worker again runs when nothing is loaded that could be blamed.
+        while not self.ready.is_set() and (entry.is_suspect or model not in self.models):
+            await self.next_change()
+            self.check_alive()
+        try:
+            await self._until_model(entry)
+        except ApiError as error:
+            message = f"The model '{model}' did not come back after the device worker had died: {error.message}"
+            raise ApiError(message, status=503, code="model_lost", param="model") from error
+        self._send(entry.for_next_worker())
+
+    def _note_use(self, model: str) -> None:
         if self.on_use is not None:
-            self.on_use(job.model)
+            self.on_use(model)
 
     def _dead_error(self) -> EngineDeadError:
-        return EngineDeadError(f"The device worker is gone ({self._death}). Try again when it is back.")
+        return EngineDeadError(f"The device worker is gone ({self.death}). Try again when it is back.")
+
+    # -------------------------------------------------------------------------------------------------------- messages
 
     def _send(self, message: UpMessage) -> None:
-        """Hand a message to ZeroMQ, which never blocks here: the queue has no limit."""
-        assert self._socket is not None, "start() was not called"
-        sent = asyncio.ensure_future(self._socket.send_multipart(encode(message)))
-        sent.add_done_callback(_log_failure)
-
-    async def _read(self, socket: zmq.asyncio.Socket) -> None:
-        while True:
-            frames = await socket.recv_multipart()
-            try:
-                self._deliver(decode(frames))  # type: ignore[arg-type]  # a worker sends nothing else
-            except Exception:  # one bad message may not silence all the others
-                _log.exception("a message of the device worker could not be delivered")
+        self._link.send(message)
 
     def _deliver(self, message: DownMessage) -> None:
         match message:
@@ -337,6 +362,7 @@ class EngineClient:
                 self.stats.pop(name, None)
                 _resolve(self._unloads.get(name), True)
             case WorkerReady():
+                self._despair = None
                 self.ready.set()
         if not isinstance(message, StepOutputs):
             self._tell_change()
@@ -353,12 +379,10 @@ class EngineClient:
                 if _is_in_use(stats, self.stats.get(model)):  # whichever process's jobs they are
                     self.on_use(model)
         self.stats.update(step.stats)
-        for output in step.outputs:
-            if (generation := self._generations.get(output.request_id)) is not None:
-                generation.put(output)
-        for vectors in step.embeddings:
-            if (embedding := self._embeddings.get(vectors.request_id)) is not None:
-                embedding.put(vectors)
+        outputs: list[RequestOutput | EmbeddingOutput] = [*step.outputs, *step.embeddings]
+        for output in outputs:
+            if (entry := self._jobs.get(output.request_id)) is not None:
+                entry.mailbox.put(output)
         if self.on_step is not None:
             self.on_step(step)
 
@@ -372,29 +396,3 @@ def _is_in_use(stats: ModelStats, before: ModelStats | None) -> bool:
 def _resolve(future: "asyncio.Future[_T] | None", value: _T) -> None:
     if future is not None and not future.done():
         future.set_result(value)
-
-
-def _merge(outputs: list[RequestOutput]) -> RequestOutput:
-    """Consecutive outputs of one job as one."""
-    if len(outputs) == 1:
-        return outputs[0]
-    last = outputs[-1]
-    with_logprobs = any(output.logprobs is not None for output in outputs)
-    of_prompt = [output.prompt_logprobs for output in outputs if output.prompt_logprobs is not None]
-    return RequestOutput(
-        request_id=last.request_id,
-        token_ids=[token_id for output in outputs for token_id in output.token_ids],
-        num_cached_tokens=max(output.num_cached_tokens for output in outputs),
-        num_computed_tokens=max(output.num_computed_tokens for output in outputs),
-        finish_reason=last.finish_reason,
-        stop_token_id=last.stop_token_id,
-        logprobs=[entry for output in outputs for entry in output.logprobs or ()] if with_logprobs else None,
-        prompt_logprobs=of_prompt[0] if of_prompt else None,
-        error=last.error,
-        timings=last.timings,
-    )
-
-
-def _log_failure(sent: "asyncio.Future[Any]") -> None:
-    if not sent.cancelled() and (error := sent.exception()) is not None:
-        _log.error("a message to the device worker was not sent: %s", error)

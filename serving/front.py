@@ -9,7 +9,6 @@ from socket import socket
 from starlette.types import ASGIApp
 
 from penstock.scheduler.errors import ModelLoadError
-from penstock.scheduler.messages import ModelLoading
 
 from .app import create_app
 from .drain import Drain
@@ -30,6 +29,7 @@ from .store.database import Database
 from .store.store import open_store
 from .store.turns import TurnLocks
 from .text.served_model import ServedModel
+from .worker_news import WorkerStarted
 
 _log = logging.getLogger(__name__)
 
@@ -40,8 +40,8 @@ class FrontConfig:
 
     settings: Settings
     models: list[ModelCard]
-    address: str
-    """The worker's."""
+    worker: WorkerStarted
+    """The device worker of the moment."""
     folder: Path
     """For the sockets through which the API processes reach each other."""
     on_loopback: bool
@@ -69,9 +69,7 @@ class Front:
         self.config = config
         settings = config.settings
         self.texts, self.broken = read_texts(config.models)
-        self.engine = EngineClient(config.address)
-        # The worker says so itself as soon as it has imported its libraries; until then they would seem to be unloaded.
-        self.engine.loading = {card.name: ModelLoading(card.name, "waiting", 0.0) for card in config.models}
+        self.engine = EngineClient(config.worker, map(settings.model_spec, config.models))
         self.registry = Registry(
             config.models,
             home=settings.home,

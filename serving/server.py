@@ -15,10 +15,9 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from socket import socket
 from types import FrameType
@@ -28,13 +27,13 @@ from rich.console import Console
 
 from penstock.scheduler.config import WorkerConfig
 from penstock.scheduler.errors import ModelLoadError
-from penstock.scheduler.launch import WorkerProcess, start_worker
 
 from .keys.key_file import KeyFileError
 from .server_log import configure_logging, log_file, logging_to
 from .settings import Settings, SettingsError
-from .shelf.card import ModelCard
 from .shelf.sources import resolve_models
+from .supervisor import Supervisor
+from .worker_news import WorkerNews
 
 if TYPE_CHECKING:
     from .front import Front, FrontConfig
@@ -93,13 +92,18 @@ def _serve(settings: Settings, console: Console) -> int:
         if settings.api_processes > 1:  # the Prometheus client looks for it when it is imported
             os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
         log = closing.enter_context(logging_to(log_file(settings.home, listeners[0].getsockname()[1])))
-        worker = closing.enter_context(_running_worker(settings, models, folder, log))
+        config = WorkerConfig(
+            "", settings.engine_config(), tuple(map(settings.model_spec, models)), log_level=settings.log_level
+        )
+        supervisor = Supervisor(config, folder, log, watchdog_timeout=settings.watchdog_timeout)
+        worker = supervisor.start()
+        closing.callback(supervisor.stop)
         import uvloop
 
         from .front import FrontConfig
 
-        config = FrontConfig(settings, models, worker.config.address, folder, on_loopback, started_at)
-        status = uvloop.run(_Server(config, listeners, worker, console, log).run())
+        front = FrontConfig(settings, models, worker, folder, on_loopback, started_at)
+        status = uvloop.run(_Server(front, listeners, supervisor, console, log).run())
         signal.signal(signal.SIGTERM, _interrupt)  # the loop's handler has gone with it
     _log.info("stopped")
     return status
@@ -118,23 +122,6 @@ def _scratch_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-@contextmanager
-def _running_worker(
-    settings: Settings, models: list[ModelCard], folder: Path, log: IO[bytes]
-) -> Iterator[WorkerProcess]:
-    """The device worker."""
-    worker = start_worker(_worker_config(settings, models, f"ipc://{folder}/worker.sock"), stderr=log)
-    try:
-        yield worker
-    finally:
-        worker.stop()
-
-
-def _worker_config(settings: Settings, models: list[ModelCard], address: str) -> WorkerConfig:
-    specs = tuple(map(settings.model_spec, models))
-    return WorkerConfig(address, settings.engine_config(), specs, settings.log_level)
-
-
 class _Server:
     """The event loop's part: joins worker, API processes and terminal, and ends them in order."""
 
@@ -142,13 +129,13 @@ class _Server:
         self,
         config: "FrontConfig",
         listeners: list[socket],
-        worker: WorkerProcess,
+        supervisor: Supervisor,
         console: Console,
         log: IO[bytes],
     ) -> None:
         self._config = config
         self._listeners = listeners
-        self._worker = worker
+        self._supervisor = supervisor
         self._console = console
         self._log = log
 
@@ -173,12 +160,17 @@ class _Server:
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(signum, stop, signum)
-        death = asyncio.create_task(_report_death(front, siblings, self._worker), name="worker-watch")
+
+        def tell(news: WorkerNews) -> None:
+            front.engine.take_news(news)
+            siblings.tell(news)
+
+        keeping = asyncio.create_task(self._supervisor.keep(front.engine, tell), name="supervisor")
         try:
             await front.start()
             serving = asyncio.create_task(front.http.run_until_stopped(), name="http")
             stopped = asyncio.create_task(stopping.wait(), name="stopped")
-            status = await self._announce(front, death, stopped)
+            status = await self._announce(front, keeping, stopped)
             if not status:
                 await asyncio.wait({stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
             await front.finish()
@@ -187,7 +179,7 @@ class _Server:
             await serving
             return status
         finally:
-            death.cancel()
+            keeping.cancel()
             siblings.kill()
             await front.close()
 
@@ -196,12 +188,12 @@ class _Server:
         _log.warning("ended at once by a second signal")
         front.kill()
         siblings.kill()
-        self._worker.process.kill()
+        self._supervisor.kill()
         shutil.rmtree(self._config.folder, ignore_errors=True)
         self._console.show_cursor()
         os._exit(_SIGNALLED + signum)
 
-    async def _announce(self, front: "Front", death: "asyncio.Task[None]", stopped: "asyncio.Task[bool]") -> int:
+    async def _announce(self, front: "Front", keeping: "asyncio.Task[None]", stopped: "asyncio.Task[bool]") -> int:
         """Show progress until all models are ready or failed, then the table; returns 1 if nothing can be served."""
         from .listener import url_of
         from .startup_table import LoadingBars, print_ready
@@ -210,11 +202,11 @@ class _Server:
         ready = asyncio.create_task(engine.ready.wait())
         with LoadingBars([model.name for model in self._config.models], self._console) as bars:
             engine.on_progress = lambda: bars.update(engine.loading, engine.models.keys() | engine.failed.keys())
-            await asyncio.wait({ready, death, stopped}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({ready, keeping, stopped}, return_when=asyncio.FIRST_COMPLETED)
             engine.on_progress = None
-        if not ready.done():  # a signal came, or the worker has died, which is in the log
+        if not ready.done():  # a signal came, or no worker can live, which is in the log
             ready.cancel()
-            return 1 if death.done() else 0
+            return 1 if keeping.done() else 0
         failures = {name: failed.message for name, failed in engine.failed.items()} | front.broken
         models = {name: engine.models[name] for name in front.texts if name in engine.models}
         if not models:
@@ -225,31 +217,3 @@ class _Server:
         url = url_of(self._listeners[0])
         print_ready(models, failures, url, self._console, reach=reach, needs_key=not front.keys.is_open)
         return 0
-
-
-async def _report_death(front: "Front", siblings: "Siblings", worker: WorkerProcess) -> None:
-    """Wait for the worker's end; every request fails from then on with a 503, those in flight included."""
-    status = await _exit_status(worker)
-    how = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
-    front.engine.mark_dead(how)
-    siblings.tell_death(how)
-    if not front.drain.begun:  # else the server is stopping, and nobody needs the advice
-        _log.error("the device worker (process %d) %s; restart the server to serve again", worker.pid, how)
-
-
-async def _exit_status(worker: WorkerProcess) -> int:
-    """The worker's exit status, from a thread that sleeps in the kernel until then."""
-    loop = asyncio.get_running_loop()
-    ended: asyncio.Future[int] = loop.create_future()
-
-    def resolve(status: int) -> None:
-        if not ended.done():
-            ended.set_result(status)
-
-    def wait() -> None:
-        status = worker.process.wait()
-        with suppress(RuntimeError):  # the loop has ended, and with it the interest
-            loop.call_soon_threadsafe(resolve, status)
-
-    threading.Thread(target=wait, name="worker-watch", daemon=True).start()
-    return await ended

@@ -203,6 +203,13 @@ class Settings(BaseSettings):
         description="seconds that requests in flight get to finish when the server is to stop; new ones are refused",
         json_schema_extra=_metavar("SECONDS"),
     )
+    watchdog_timeout: float = Field(
+        default=120.0,
+        ge=0,
+        le=24 * 3600,
+        description="seconds that the device worker may go without progress before it is replaced; 0: for ever",
+        json_schema_extra=_metavar("SECONDS"),
+    )
     log_level: LogLevel = Field(default="info", description="least severe messages to log")
 
     @classmethod

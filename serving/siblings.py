@@ -15,6 +15,7 @@ from socket import socket
 from typing import IO
 
 from .front import FrontConfig
+from .worker_news import WorkerNews, WorkerStarted, line_of
 
 _log = logging.getLogger(__name__)
 _RESTART_PAUSE = 1.0  # seconds: one that cannot live must not take all processor time
@@ -63,11 +64,13 @@ class Siblings:
             with suppress(ProcessLookupError):
                 process.kill()
 
-    def tell_death(self, reason: str) -> None:
-        """Tell them that the worker is gone."""
+    def tell(self, news: WorkerNews) -> None:
+        """Tell them of the worker's lives; those that start later hear of the worker of the moment."""
+        if isinstance(news, WorkerStarted):
+            self._config = replace(self._config, worker=news)
         for process in self._processes.values():
             if process.stdin is not None:
-                process.stdin.write(reason.encode() + b"\n")
+                process.stdin.write(line_of(news))
 
     async def finish(self) -> None:
         """Wait for their ends, which are forced when the time is over."""
@@ -81,8 +84,8 @@ class Siblings:
         """Have a process of this index until the server stops."""
         from prometheus_client import multiprocess
 
-        message = pickle.dumps((replace(self._config, index=index), listener.fileno(), int(listener.family)))
         while not self._stopping:
+            message = pickle.dumps((replace(self._config, index=index), listener.fileno(), int(listener.family)))
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "penstock.serving.api_process"),
                 stdin=asyncio.subprocess.PIPE,

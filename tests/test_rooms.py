@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 ROOMS = ("serving", "scheduler", "kernels")
-OPEN_TO_SERVING = {"messages", "sampling_params", "errors", "config", "launch"}
+OPEN_TO_SERVING = {"messages", "sampling_params", "errors", "config", "launch", "flight_record"}
 KERNEL_LIBRARIES = {"torch", "triton", "numpy", "penstock"}
 MODEL_LIBRARIES = {"torch", "transformers", "sentence_transformers", "triton", "gguf", "safetensors"}
 WEB_LIBRARIES = {"fastapi", "starlette", "uvicorn", "pydantic", "pydantic_settings", "httptools", "aiohttp", "jinja2"}

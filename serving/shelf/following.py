@@ -10,7 +10,7 @@ from penstock.scheduler.messages import ModelReady
 from ..engine_client import EngineClient
 from ..errors import model_loading
 from .card import ModelCard
-from .lifecycle import Lifecycle
+from .lifecycle import MAX_LOAD_WAIT, Lifecycle
 from .registry import Registry
 from .residency import LoadingPolicy
 
@@ -47,7 +47,11 @@ class FollowingLifecycle(Lifecycle):
         """See Lifecycle."""
         if (ready := self._engine.models.get(card.name)) is not None:
             return ready
-        self._engine.check_alive()
+        with suppress(TimeoutError):  # the other process answers then
+            async with asyncio.timeout(MAX_LOAD_WAIT):
+                await self._wait_for_start(card.name)
+        if (ready := self._engine.models.get(card.name)) is not None:
+            return ready
         await self._ask(card.name, ttl)
         with suppress(TimeoutError):
             async with asyncio.timeout(_WORD_SECONDS):

@@ -133,7 +133,7 @@ class Lifecycle:
             ApiError: 404 it is not resident; 409 it has jobs.
             EngineDeadError: the worker is gone.
         """
-        self._engine.check_alive()
+        await self._wait_for_start(name)
         if name in self._loads:
             with suppress(Exception):
                 await asyncio.shield(self._loads[name])
@@ -180,7 +180,6 @@ class Lifecycle:
 
     async def _wait_for(self, card: ModelCard, start: Callable[[], "asyncio.Task[ModelReady]"]) -> ModelReady:
         """The result of a load, which goes on when this call is cancelled."""
-        self._engine.check_alive()
         try:
             async with asyncio.timeout(MAX_LOAD_WAIT):
                 await self._wait_for_start(card.name)
@@ -199,7 +198,8 @@ class Lifecycle:
         return model_not_found(card.name, others, error.failed.message)
 
     async def _wait_for_start(self, name: str) -> None:
-        """Wait for the worker's start list, during which it loads nothing else, or for this model of that list."""
+        """Wait for what a worker begins with, during which it loads nothing else, or for this model among it."""
+        self._engine.check_alive()
         while not (self._engine.ready.is_set() or self._is_settled(name)):
             await self._engine.next_change()
             self._engine.check_alive()

@@ -20,6 +20,7 @@ from penstock.serving.shelf.card import ModelCard, read_card
 from penstock.serving.shelf.lifecycle import Lifecycle
 from penstock.serving.shelf.registry import Registry
 from penstock.serving.shelf.residency import LoadingPolicy
+from penstock.serving.worker_news import WorkerStarted
 
 SCRIPT = Path(__file__).parents[1] / "support" / "bounded_worker.py"
 KV_BYTES = 1 << 20
@@ -41,7 +42,7 @@ async def open_lifecycle(
     config = WorkerConfig(f"ipc://{folder / 'w.sock'}", engine_config, ())
     command = [sys.executable, str(SCRIPT), dump_config(config), str(num_bytes)]
     worker = WorkerProcess(subprocess.Popen(command, stdin=subprocess.PIPE), config)
-    engine = EngineClient(config.address)
+    engine = EngineClient(WorkerStarted(0, config.address))
     lifecycle = Lifecycle(
         engine,
         Registry(cards.values()),

@@ -51,6 +51,7 @@ from penstock.serving.store.store import open_store
 from penstock.serving.text.chat_template import ChatTemplate
 from penstock.serving.text.served_model import EmbeddingInputRules, ServedModel
 from penstock.serving.text.tokenizer import TextTokenizer
+from penstock.serving.worker_news import WorkerStarted
 
 CHAT = "tiny-chat"
 EMBED = "tiny-embed"
@@ -172,7 +173,7 @@ class FakeEngine(EngineClient):
     """
 
     def __init__(self, tokenizer: TextTokenizer) -> None:
-        super().__init__("inproc://nobody")
+        super().__init__(WorkerStarted(0, "inproc://nobody"))
         self.models = {name: model_ready(name) for name in (CHAT, BARE, EMBED)}
         self.ready.set()
         self.tokenizer = tokenizer

@@ -1,8 +1,9 @@
 """A device worker without models: `python stub_worker.py CONFIG_JSON` speaks the worker's side of the wire.
 
 What each model does follows from its name: "fails" cannot be loaded, "slow" is ready only after a second, and
-"late" lets a second pass before the worker says anything. A job gets
-the tokens 1 and 2, the second a good while after the first if the prompt is long, and never if it is very long.
+"late" lets a second pass before the worker answers anything, and with "once" only the first worker begins. A job gets
+the tokens 1 and 2, the second a good while after the first if the prompt is long, and never if it is very long. A job
+that has had the first only gets the second.
 """
 
 import os
@@ -34,8 +35,8 @@ def main() -> None:
     config = load_config(sys.argv[1])
     if any(spec.name == "crashes" for spec in config.models):
         sys.exit(7)
-    if any(spec.name == "late" for spec in config.models):
-        time.sleep(PAUSE_SECONDS)
+    if any(spec.name == "once" for spec in config.models) and not config.address.endswith("-0.sock"):
+        sys.exit(8)
     socket = zmq.Context.instance().socket(zmq.ROUTER)
     socket.bind(config.address)
     poller = zmq.Poller()
@@ -45,6 +46,8 @@ def main() -> None:
         client, *frames = socket.recv_multipart()
         message = decode(frames)
         if isinstance(message, Hello):
+            if any(spec.name == "late" for spec in config.models):
+                time.sleep(PAUSE_SECONDS)
             for spec in config.models:
                 socket.send_multipart([client, *encode(ModelLoading(spec.name, "reading weights", 0.5))])
                 if spec.name == "slow":
@@ -72,7 +75,7 @@ def main() -> None:
                 socket.send_multipart([client, *encode(state)])
             socket.send_multipart([client, *encode(WorkerReady())])
         elif isinstance(message, Submit):
-            for token_id, reason in ((1, None), (2, "length")):
+            for token_id, reason in ((1, None), (2, "length"))[len(message.output_token_ids) :]:
                 output = RequestOutput(message.request_id, [token_id], finish_reason=reason)
                 socket.send_multipart([client, *encode(StepOutputs([output], [], {}, 0.01, 1))])
                 if len(message.prompt_token_ids) >= ENDLESS_PROMPT_TOKENS:

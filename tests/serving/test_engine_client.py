@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from penstock.scheduler.messages import (
     EmbeddingOutput,
     Hello,
     JobError,
+    JobTimings,
     Load,
     Message,
     ModelFailed,
@@ -36,7 +38,8 @@ from penstock.scheduler.messages import (
 )
 from penstock.scheduler.sampling_params import SamplingParams
 from penstock.serving.engine_client import EngineClient, ModelFailedError
-from penstock.serving.errors import JobFailedError
+from penstock.serving.errors import ApiError, JobFailedError
+from penstock.serving.worker_news import WorkerLost, WorkerStarted
 
 
 class Worker:
@@ -76,7 +79,7 @@ async def worker(address: str) -> AsyncIterator[Worker]:
 
 @pytest.fixture
 async def client(address: str, worker: Worker) -> AsyncIterator[EngineClient]:
-    client = EngineClient(address)
+    client = EngineClient(WorkerStarted(0, address))
     await client.start()
     assert await worker.receive() == Hello()
     yield client
@@ -111,7 +114,7 @@ async def test_models_arrive_whatever_their_fate(client: EngineClient, worker: W
 
 
 async def test_worker_may_bind_after_the_client_connects(address: str) -> None:
-    client = EngineClient(address)
+    client = EngineClient(WorkerStarted(0, address))
     await client.start()
     await asyncio.sleep(0.02)
     worker = Worker(address)
@@ -302,3 +305,186 @@ async def test_a_step_that_finished_another_process_s_jobs_is_a_use(client: Engi
         await worker.send(StepOutputs([], [], {"m": stats}, 0.01, 12))
     await until(lambda: "m" in client.stats and client.stats["m"].prompt_tokens == 20)
     assert uses == ["m", "m"]
+
+
+class Lives:
+    """A client, and one worker after the other."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.workers: list[Worker] = []
+        self.client = EngineClient(WorkerStarted(0, self.address(0)))
+
+    def address(self, generation: int) -> str:
+        return f"ipc://{self.folder}/w{generation}.sock"
+
+    @property
+    def worker(self) -> Worker:
+        return self.workers[-1]
+
+    async def begin(self, *models: str) -> None:
+        """The next worker listens; it has these models ready."""
+        generation = len(self.workers)
+        self.workers.append(Worker(self.address(generation)))
+        if generation:
+            self.client.take_news(WorkerStarted(generation, self.address(generation)))
+        else:
+            await self.client.start()
+        assert await self.worker.receive() == Hello()
+        for name in models:
+            await self.worker.send(model_ready(name))
+        await self.worker.send(WorkerReady())
+        await asyncio.wait_for(self.client.ready.wait(), 5)
+
+    def lose(self, *suspects: str, **fields: Any) -> None:
+        self.client.take_news(WorkerLost("was killed by signal 9", frozenset(suspects), **fields))
+
+
+@pytest.fixture
+async def lives(tmp_path: Path) -> AsyncIterator[Lives]:
+    lives = Lives(tmp_path)
+    yield lives
+    await lives.client.close()
+    assert lives.client.num_jobs == 0
+    for worker in lives.workers:
+        worker.socket.close()
+        worker.context.term()
+
+
+async def test_a_job_goes_on_in_the_next_worker_from_the_tokens_it_has(lives: Lives) -> None:
+    await lives.begin(CHAT)
+    async with aclosing(lives.client.generate(job())) as outputs:
+        first = asyncio.ensure_future(anext(outputs))
+        sent = await lives.worker.receive()
+        await lives.worker.send(tokens("r", [1, 2], num_cached_tokens=1))
+        assert (await first).token_ids == [1, 2]
+        following = asyncio.ensure_future(anext(outputs))
+        lives.lose("r")
+        await asyncio.sleep(0)
+        assert not following.done() and lives.client.models == {} and not lives.client.ready.is_set()
+        await lives.begin(CHAT)
+        assert await lives.worker.receive() == replace(sent, output_token_ids=[1, 2], is_resumed=True)  # type: ignore[type-var]
+        timings = JobTimings(1.0, 1.0, 1.0, 0)
+        await lives.worker.send(tokens("r", [3], "stop", num_cached_tokens=2, timings=timings))
+        last = await following
+    assert (last.token_ids, last.finish_reason) == ([3], "stop")
+    assert last.num_cached_tokens == 1, "what the second worker found of the prompt was computed for this very job"
+    assert last.timings is None, "they would leave the first worker out"
+    assert await lives.worker.is_silent()
+
+
+async def test_what_has_arrived_is_not_asked_for_again(lives: Lives) -> None:
+    await lives.begin(CHAT)
+    async with aclosing(lives.client.generate(job())) as outputs:
+        first = asyncio.ensure_future(anext(outputs))
+        await lives.worker.receive()
+        await lives.worker.send(tokens("r", [1]))
+        await first
+        lives.client._deliver(tokens("r", [2]))  # nobody has taken it when the worker dies
+        lives.lose()
+        assert (await anext(outputs)).token_ids == [2]
+        following = asyncio.ensure_future(anext(outputs))
+        await lives.begin(CHAT)
+        again = await lives.worker.receive()
+        assert isinstance(again, Submit) and again.output_token_ids == [1, 2]
+        await lives.worker.send(tokens("r", [3], "length"))
+        assert (await following).token_ids == [3]
+
+
+async def test_jobs_that_come_between_two_workers_wait(lives: Lives) -> None:
+    await lives.begin(CHAT, "e")
+    lives.lose()
+    new = Embed("e", "e", [[1]], 1.0)
+    embedding = asyncio.ensure_future(lives.client.embed(new))
+    await asyncio.sleep(0)
+    await lives.begin("e")
+    assert await lives.worker.receive() == new
+    await lives.worker.send(step(embeddings=[EmbeddingOutput("e", 1, b"1234")]))
+    assert (await embedding).data == b"1234"
+
+
+async def test_a_job_that_is_left_between_two_workers_is_gone(lives: Lives) -> None:
+    await lives.begin(CHAT)
+    running = asyncio.ensure_future(collect(lives.client, job()))
+    await lives.worker.receive()
+    lives.lose("r")
+    await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
+    assert lives.client.num_jobs == 0
+    await lives.begin(CHAT)
+    assert await lives.worker.is_silent()
+
+
+async def test_a_load_goes_on_and_an_unload_is_done(lives: Lives) -> None:
+    await lives.begin(CHAT)
+    loading = asyncio.ensure_future(lives.client.load(SPEC))
+    await lives.worker.receive()
+    going = lives.client.unload(CHAT)
+    await lives.worker.receive()
+    assert lives.client.wanted_specs() == [SPEC]
+    lives.lose(was_loading=True)
+    assert await going is True
+    await lives.begin("new")
+    assert (await loading).name == "new"
+    lost = asyncio.ensure_future(lives.client.load(replace(SPEC, name="other")))
+    await lives.worker.receive()
+    lives.lose(failed_models={"other": "it ended the worker"})
+    with pytest.raises(ModelFailedError, match="it ended the worker"):
+        await lost
+    assert lives.client.wanted_models() == ["new"]
+
+
+async def test_a_job_whose_model_does_not_come_back_is_told(lives: Lives) -> None:
+    async def make_resident(name: str) -> None:
+        raise ApiError("no room", status=404)
+
+    await lives.begin(CHAT)
+    lives.client.make_resident = make_resident
+    running = asyncio.ensure_future(collect(lives.client, job()))
+    await lives.worker.receive()
+    lives.lose("r")
+    await lives.begin()
+    with pytest.raises(ApiError, match="no room") as caught:
+        await running
+    assert (caught.value.status, caught.value.code) == (503, "model_lost")
+
+
+async def test_a_job_that_ends_workers_is_computed_alone_and_then_fails(lives: Lives) -> None:
+    await lives.begin(CHAT)
+    poison, other = (asyncio.ensure_future(collect(lives.client, job(name))) for name in "po")
+    for number_of_deaths in range(3):
+        sent = {}
+        for _ in "po":
+            message = await lives.worker.receive()
+            assert isinstance(message, Submit)
+            sent[message.request_id] = message.alone
+        assert sent == dict.fromkeys("po", number_of_deaths == 2)
+        if number_of_deaths < 2:
+            lives.lose("p", "o")
+            await lives.begin(CHAT)
+    lives.lose("p")
+    with pytest.raises(JobFailedError, match="died 3 times") as caught:
+        await poison
+    assert (caught.value.error.status, caught.value.error.code) == (500, "worker_crashed")
+    await lives.begin(CHAT)
+    assert (await lives.worker.receive()).request_id == "o"  # type: ignore[union-attr]
+    await lives.worker.send(tokens("o", [1], "stop"))
+    assert [output.token_ids for output in await other] == [[1]]
+
+
+async def test_nobody_waits_for_workers_that_do_not_get_ready(lives: Lives) -> None:
+    await lives.begin(CHAT)
+    running = asyncio.ensure_future(collect(lives.client, job()))
+    await lives.worker.receive()
+    lives.lose(is_hopeless=True)
+    for refused in (running, asyncio.ensure_future(collect(lives.client, job("s")))):
+        with pytest.raises(EngineDeadError, match="was killed by signal 9 before it was ready"):
+            await refused
+    await lives.begin(CHAT)  # against all hope
+    assert lives.client.death is None
+    running = asyncio.ensure_future(collect(lives.client, job()))
+    await lives.worker.receive()
+    await lives.worker.send(tokens("r", [1], "stop"))
+    await running

@@ -25,14 +25,15 @@ STUB = Path(__file__).with_name("stub_worker.py")
 COMMAND = f"""
 import subprocess, sys
 from penstock.scheduler.launch import WorkerProcess, dump_config
-from penstock.serving import cli, server
+from penstock.serving import cli, supervisor
 
 def start_worker(config, stderr):
     command = [sys.executable, {str(STUB)!r}, dump_config(config)]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=stderr, start_new_session=True)
     return WorkerProcess(process, config)
 
-server.start_worker = start_worker
+supervisor.start_worker = start_worker
+supervisor._PAUSES = (0.0, 0.05)
 sys.exit(cli.main())
 """
 
@@ -220,16 +221,32 @@ def test_requests_that_do_not_finish_in_time_hear_of_it(
             assert f"{name} but there is no such model; there are: tiny" in server.log
 
 
-def test_a_dead_worker_means_503_and_not_a_dead_server(tmp_path: Path, scratch: Path) -> None:
-    with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server:
+@pytest.mark.parametrize("arguments", [(), ("--api-processes", "2")])
+def test_streams_go_on_when_the_worker_dies(tmp_path: Path, scratch: Path, arguments: tuple[str, ...]) -> None:
+    with StubbedServer([make_model(tmp_path / "tiny")], scratch, *arguments) as server, ExitStack() as streams:
+        lines = begin_streams(streams, server, 4, SLOW_PROMPT_TOKENS)
         os.kill(server.worker_pid, signal.SIGKILL)
-        deadline = time.monotonic() + 10
-        while (answer := httpx.get(f"{server.base_url}/health")).status_code == 200:
-            assert time.monotonic() < deadline, "the death was not noticed"
-        assert answer.status_code == 503
-        answer = complete(server, "tiny")
-        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_dead")
+        for each in lines:
+            second, end = (line for line in each if line)
+            assert json.loads(second.removeprefix("data: "))["choices"][0]["text"].strip() == "c"
+            assert end == "data: [DONE]"
+        assert complete(server, "tiny").status_code == 200
         assert "was killed by signal 9" in server.log
+        assert server.stop() == 0
+        assert "Traceback" not in server.log
+
+
+def test_a_worker_that_never_comes_up_again_is_an_answer_too(tmp_path: Path, scratch: Path) -> None:
+    with StubbedServer([make_model(tmp_path / "once")], scratch) as server:
+        os.kill(server.worker_pid, signal.SIGKILL)
+        deadline = time.monotonic() + 30
+        while (answer := httpx.get(f"{server.base_url}/health")).status_code == 200:
+            assert time.monotonic() < deadline, "nobody gave up"
+        assert answer.json()["status"] == "dead"
+        answer = complete(server, "once")
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "engine_dead")
+        assert answer.headers["retry-after"]
+        assert "5 workers in a row did not get ready" in server.log
         assert server.stop() == 0
 
 
