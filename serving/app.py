@@ -9,6 +9,8 @@ from .handlers.background import ResponseRuns
 from .handlers.services import Services
 from .keys.doorkeeper import anybody
 from .keys.gate import Gate, Identify
+from .limits.gate import LimitsGate
+from .limits.meter import Meter
 from .metrics import Metrics
 from .routes.anthropic import anthropic_router
 from .routes.chat import chat_router
@@ -21,6 +23,7 @@ from .routes.lmstudio_v0 import lmstudio_v0_router
 from .routes.models import models_router
 from .routes.needs import RouteNeeds
 from .routes.openapi import DOCS_ASSETS, docs_assets, openapi_router
+from .routes.operation import declared
 from .routes.rerank import rerank_router
 from .routes.responses import responses_router
 from .routes.status import status_router
@@ -41,6 +44,7 @@ def create_app(
     *,
     runs: ResponseRuns,
     downloads: Downloads,
+    meter: Meter,
     identify: Identify = anybody,
     drain: Drain | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
@@ -54,6 +58,7 @@ def create_app(
         lifecycle: loads and unloads them.
         runs: makes responses, and has the store of what outlives requests; its maker closes both.
         downloads: fetches models; its maker closes it.
+        meter: keeps the limits of keys; its maker closes it.
         identify: tells who sends a request.
         drain: counts work, and refuses it when the process is to end; None: it never is.
         max_body_bytes: larger request bodies are answered 413.
@@ -69,6 +74,7 @@ def create_app(
         runs,
         downloads,
         drain or Drain(),
+        meter,
     )
     routers = [
         anthropic_router(services, max_body_bytes=max_body_bytes),
@@ -91,6 +97,8 @@ def create_app(
         app.include_router(router)
     app.mount(DOCS_ASSETS, docs_assets())
     errors.install(app)
+    limited = [route.path for route, operation in declared(routers) if operation.is_limited]
+    app.add_middleware(LimitsGate, meter=meter, paths=limited)
     app.add_middleware(DrainGuard, drain=services.drain)
     app.add_middleware(Gate, identify=identify, needed=RouteNeeds(routers).of)
     app.add_middleware(Envelope, metrics=services.metrics)

@@ -1,6 +1,6 @@
 """How an error is written: OpenAI's form, Anthropic's or LM Studio's, by what the client has called."""
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import orjson
 from starlette.datastructures import Headers
@@ -11,6 +11,9 @@ from .protocol.anthropic.models import VERSION_HEADER
 REQUEST_ID = "request_id"
 """Key in a scope's state: the exchange's id."""
 
+Limited = Literal["requests", "tokens"]
+"""What a limit counts."""
+
 
 class ClientError(Protocol):
     """What an error says to a client; see `errors.ApiError`."""
@@ -20,6 +23,7 @@ class ClientError(Protocol):
     code: str | None
     param: str | None
     tokens: tuple[int, int] | None
+    limited: Limited | None
 
 
 class ErrorForm(Protocol):
@@ -39,7 +43,9 @@ class OpenAIForm:
 
     def body(self, error: ClientError, scope: Scope) -> bytes:
         """The JSON body of an error answer."""
-        kind = "server_error" if error.status >= 500 else "invalid_request_error"
+        kind: str = "server_error" if error.status >= 500 else "invalid_request_error"
+        if error.status == 429:
+            kind = error.limited or "requests"
         details = {"message": error.message, "type": kind, "param": error.param, "code": error.code}
         return orjson.dumps({"error": details})
 
@@ -82,6 +88,7 @@ class LMStudioForm:
         "model_not_found": "model_not_found",
         "job_not_found": "job_not_found",
         "not_implemented": "not_implemented",
+        "rate_limit_exceeded": "rate_limit_exceeded",
     }
 
     def body(self, error: ClientError, scope: Scope) -> bytes:

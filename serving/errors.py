@@ -4,6 +4,7 @@ Everything else raises typed errors and knows nothing of bodies. Bad requests ar
 retry.
 """
 
+import math
 from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 
@@ -18,7 +19,7 @@ from penstock.scheduler.config import ModelKind
 from penstock.scheduler.errors import EngineDeadError, RequestError
 from penstock.scheduler.messages import JobError, ModelLoading
 
-from .error_forms import form_of
+from .error_forms import Limited, form_of
 from .protocol.explain import explain
 
 RETRY_AFTER_SECONDS = 5
@@ -45,6 +46,8 @@ class ApiError(Exception):
         code: OpenAI's machine-readable code.
         param: dotted path of the request field at fault, if there is one.
         tokens: of an input that is too long: how many it has at least, and how many it may have.
+        retry_after: seconds after which it may be tried again.
+        limited: of a limit that was reached: what it counts, "requests" or "tokens".
         headers: extra response headers.
     """
 
@@ -56,6 +59,8 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         tokens: tuple[int, int] | None = None,
+        retry_after: float | None = None,
+        limited: Limited | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(message)
@@ -64,8 +69,13 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.tokens = tokens
+        self.limited = limited
         self.headers = dict(headers or {})
-        if status == 503:
+        if retry_after is not None:
+            # Whole seconds are the standard; clients of OpenAI and Anthropic look for milliseconds first.
+            self.headers["retry-after"] = str(max(1, math.ceil(retry_after)))
+            self.headers["retry-after-ms"] = str(math.ceil(retry_after * 1000))
+        elif status == 503:
             self.headers.setdefault("retry-after", str(RETRY_AFTER_SECONDS))
 
     def response(self, scope: Scope) -> Response:
@@ -161,9 +171,11 @@ def translate(error: Exception) -> ApiError:
             problem = explain(error)
             return ApiError(problem.message, code=problem.code, param=problem.param)
         case JobFailedError(error=job):
-            return ApiError(job.message, status=job.status, code=job.code, param=job.param)
+            return ApiError(job.message, status=job.status, code=job.code, param=job.param, retry_after=job.retry_after)
         case RequestError():
-            return ApiError(error.message, code=error.code, param=error.param)
+            return ApiError(
+                error.message, status=error.status, code=error.code, param=error.param, retry_after=error.retry_after
+            )
         case EngineDeadError():
             return ApiError(str(error), status=503, code="engine_dead")
         case HTTPException():

@@ -17,6 +17,8 @@ from .handlers.background import ResponseRuns
 from .keys.doorkeeper import Doorkeeper
 from .keys.key_file import KEY_FILE, KeyFile
 from .keys.ring import KeyRing
+from .limits.ledger import Ledger
+from .limits.meter import Meter
 from .listener import HttpServer
 from .neighbours import Neighbours
 from .settings import Settings
@@ -86,6 +88,7 @@ class Front:
         self.keys = KeyRing(KeyFile(settings.home / KEY_FILE), no_auth=not settings.auth, since=config.started_at)
         self._doorkeeper = Doorkeeper(self.keys, on_loopback=config.on_loopback)
         self._downloads = Downloads(settings.home)
+        self._meter = Meter(Ledger(settings.home / "limits"))
         self._runs = ResponseRuns(open_store(self._database), TurnLocks(settings.home / "turns.lock"))
         name = f"API process {config.index}" if settings.api_processes > 1 else ""
         self.drain = Drain(settings.drain_timeout, name)
@@ -98,6 +101,7 @@ class Front:
             self._lifecycle,
             runs=self._runs,
             downloads=self._downloads,
+            meter=self._meter,
             drain=self.drain,
             identify=self._doorkeeper.identify,
             counts_steps=config.index == 0,
@@ -147,6 +151,7 @@ class Front:
         await self.engine.close()
         await self._lifecycle.close()
         await self._neighbours.close()
+        await self._meter.close()
         await self._database.close()
         self.keys.close()
 

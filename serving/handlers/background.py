@@ -8,7 +8,7 @@ that point.
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from typing import Any, Literal, Protocol
 
@@ -104,6 +104,11 @@ class ResponseRun:
         """Begin; the task is done when the response is finished and stored, and never fails."""
         self._task = asyncio.create_task(self._make(), name=self.response["id"])
         return self._task
+
+    def when_done(self, call: Callable[[object], object]) -> None:
+        """Have something called, with an argument that means nothing, when the response is finished and stored."""
+        assert self._task is not None
+        self._task.add_done_callback(call)
 
     async def stream(self) -> AsyncGenerator[bytes]:
         """Framed events for the client that asked for the response; others use `recording.follow`."""
@@ -368,5 +373,5 @@ def _too_many() -> ApiError:
         status=429,
         code="too_many_background_responses",
         param="background",
-        headers={"retry-after": "5"},
+        retry_after=5,
     )

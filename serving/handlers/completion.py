@@ -114,14 +114,16 @@ class CompletionHandler:
                     )
                 )
         num_prompt_tokens = sum(len(prompt.token_ids) for prompt in prompts)
-        generation = Generation(request_id, served.name, int(now), choices, num_prompt_tokens, per_prompt, started)
+        generation = Generation(
+            request_id, served.name, principal, int(now), choices, num_prompt_tokens, per_prompt, started
+        )
         return Completion(body, served, prompts, choices, generation)
 
     async def answer(self, completion: Completion) -> dict[str, object]:
         """The whole answer."""
         generation = completion.generation
         results = [_Text() for _ in generation.choices]
-        async with aclosing(run(generation, self.services.engine, self.services.metrics)) as deltas:
+        async with aclosing(run(generation, self.services)) as deltas:
             async for delta in deltas:
                 results[delta.index].add(delta)
         return {
@@ -155,7 +157,7 @@ class CompletionHandler:
             logprobs = _logprobs(completion, choice, delta.entries, with_echo=first)
             return frames.chunk(delta.index, b'"text":' + orjson.dumps(text), logprobs, delta.finish_reason)
 
-        async with aclosing(run(generation, self.services.engine, self.services.metrics)) as deltas:
+        async with aclosing(run(generation, self.services)) as deltas:
             async for delta in deltas:
                 yield frame(delta)
         yield frames.end()

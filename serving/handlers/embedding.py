@@ -40,7 +40,7 @@ class EmbeddingHandler:
         served, ready = await self.services.find(body.model, "embed", ttl=body.ttl)
         _check_dimensions(body.dimensions, served, ready)
         inputs = await _tokenise(body, served, ready)
-        output = await self.services.engine.embed(
+        output = await self.services.embed(
             Embed(
                 request_id=f"embd-{uuid.uuid4().hex}",
                 model=served.name,
@@ -49,7 +49,8 @@ class EmbeddingHandler:
                 principal=principal.id,
                 weight=principal.weight,
                 priority=body.priority,
-            )
+            ),
+            principal,
         )
         self.services.metrics.count_embedded(served.name, len(inputs))
         vectors = np.frombuffer(output.data, dtype="<f4").reshape(len(inputs), output.dim)

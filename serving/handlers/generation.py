@@ -7,10 +7,12 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
+from penstock.scheduler.errors import EngineDeadError
 from penstock.scheduler.messages import RequestOutput, Submit
 
-from ..engine_client import EngineClient
-from ..metrics import Metrics
+from ..errors import JobFailedError
+from ..principal import Principal
+from .services import Services
 from .turn_types import TurnUsage
 
 News = TypeVar("News")
@@ -76,6 +78,7 @@ class Generation(Generic[News]):
     Attributes:
         request_id: of the answer, such as `chatcmpl-…`.
         model: its name.
+        principal: whose it is, and who pays for it.
         created: Unix seconds.
         choices: in the order of their index; the choices of one prompt are neighbours.
         num_prompt_tokens: of all prompts, each counted once.
@@ -86,6 +89,7 @@ class Generation(Generic[News]):
 
     request_id: str
     model: str
+    principal: Principal
     created: int
     choices: Sequence[RunnableChoice[News]]
     num_prompt_tokens: int
@@ -112,24 +116,35 @@ class Generation(Generic[News]):
         )
 
 
-def run(generation: Generation[News], engine: EngineClient, metrics: Metrics) -> AsyncGenerator[News]:
-    """Run every choice; leaving the iterator cancels those that still run.
+async def run(generation: Generation[News], services: Services) -> AsyncGenerator[News]:
+    """Run every choice, which the generation's principal pays for; leaving the iterator cancels those that still run.
 
     Raises:
+        ApiError: 429, the principal has reached a limit.
         EngineDeadError: the worker is gone.
         JobFailedError: the worker refused or lost a job.
     """
-    if len(generation.choices) == 1:
-        return _run_choice(generation, generation.choices[0], engine, metrics)
-    return _run_together(generation, engine, metrics)
+    await services.meter.admit(generation.principal, generation.num_prompt_tokens)
+    try:
+        if len(generation.choices) == 1:
+            running = _run_choice(generation, generation.choices[0], services)
+        else:
+            running = _run_together(generation, services)
+        async with aclosing(running) as all_news:
+            async for news in all_news:
+                yield news
+    except (EngineDeadError, JobFailedError):
+        if not generation.pace.first:
+            services.meter.refund(generation.principal, generation.num_prompt_tokens)
+        raise
 
 
-async def _run_together(generation: Generation[News], engine: EngineClient, metrics: Metrics) -> AsyncGenerator[News]:
+async def _run_together(generation: Generation[News], services: Services) -> AsyncGenerator[News]:
     queue: asyncio.Queue[News | Exception | None] = asyncio.Queue()
 
     async def pump(choice: RunnableChoice[News]) -> None:
         try:
-            async for news in _run_choice(generation, choice, engine, metrics):
+            async for news in _run_choice(generation, choice, services):
                 queue.put_nowait(news)
             queue.put_nowait(None)
         except Exception as error:
@@ -153,19 +168,20 @@ async def _run_together(generation: Generation[News], engine: EngineClient, metr
 
 
 async def _run_choice(
-    generation: Generation[News], choice: RunnableChoice[News], engine: EngineClient, metrics: Metrics
+    generation: Generation[News], choice: RunnableChoice[News], services: Services
 ) -> AsyncGenerator[News]:
     """What is new in one choice, until it has a finish reason. Measures it too."""
-    model = generation.model
+    model, metrics = generation.model, services.metrics
     observe_gap = metrics.gap_observer(model)
     first = last = 0.0
     reason = "abort"
     news: News | None = None
     try:
-        async with aclosing(engine.generate(choice.job)) as outputs:
+        async with aclosing(services.engine.generate(choice.job)) as outputs:
             async for output in outputs:
                 if output.token_ids:
                     now = time.monotonic()
+                    services.meter.count_output(generation.principal, len(output.token_ids))
                     if not first:
                         first = now
                         generation.pace.first = generation.pace.first or now

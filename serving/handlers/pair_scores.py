@@ -78,7 +78,7 @@ async def score_pairs(services: Services, body: ScoringBody, pairs: Pairs, princ
             inputs, starts = await _encode_together(pairs, served, ready, body.truncate_prompt_tokens)
         case "embed":
             inputs, starts = await _encode_apart(pairs, served, ready, body.truncate_prompt_tokens), []
-    output = await services.engine.embed(
+    output = await services.embed(
         Embed(
             request_id=f"score-{uuid.uuid4().hex}",
             model=served.name,
@@ -88,7 +88,8 @@ async def score_pairs(services: Services, body: ScoringBody, pairs: Pairs, princ
             weight=principal.weight,
             priority=body.priority,
             second_starts=starts,
-        )
+        ),
+        principal,
     )
     services.metrics.count_embedded(served.name, len(inputs))
     rows = np.frombuffer(output.data, dtype="<f4").reshape(len(inputs), output.dim)

@@ -6,13 +6,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from penstock.scheduler.config import ModelKind
-from penstock.scheduler.errors import ModelLoadError
-from penstock.scheduler.messages import ModelLoading, ModelReady
+from penstock.scheduler.errors import EngineDeadError, ModelLoadError
+from penstock.scheduler.messages import Embed, EmbeddingOutput, ModelLoading, ModelReady
 
 from ..drain import Drain
 from ..engine_client import EngineClient
-from ..errors import ApiError, model_not_found, wrong_kind
+from ..errors import ApiError, JobFailedError, model_not_found, wrong_kind
+from ..limits.meter import Meter
 from ..metrics import Metrics
+from ..principal import Principal
 from ..shelf.card import ModelCard
 from ..shelf.downloads import Downloads
 from ..shelf.lifecycle import Lifecycle
@@ -34,6 +36,7 @@ class Services:
     runs: ResponseRuns
     downloads: Downloads
     drain: Drain
+    meter: Meter
 
     async def find(
         self, name: str, kind: ModelKind | None, *, ttl: int | None = None
@@ -92,6 +95,22 @@ class Services:
         """Why models cannot be served, by id."""
         failed = self.engine.failed.items()
         return self.registry.broken | {name: why.message for name, why in failed if why.code != "out_of_memory"}
+
+    async def embed(self, job: Embed, principal: Principal) -> EmbeddingOutput:
+        """Run an embedding job, which its principal pays for.
+
+        Raises:
+            ApiError: 429, it has reached a limit.
+            EngineDeadError: the worker is gone.
+            JobFailedError: the worker refused or lost the job.
+        """
+        num_tokens = sum(map(len, job.inputs))
+        await self.meter.admit(principal, num_tokens)
+        try:
+            return await self.engine.embed(job)
+        except (EngineDeadError, JobFailedError):
+            self.meter.refund(principal, num_tokens)
+            raise
 
     def load_progress(self, name: str, finding: "asyncio.Future[Any]") -> AsyncGenerator[ModelLoading]:
         """How far a model's loading is, until the task `finding`, which calls `find`, is done."""

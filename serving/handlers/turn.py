@@ -120,7 +120,14 @@ async def prepare_turn(services: Services, request: TurnRequest) -> Turn:
         for index in range(request.n)
     ]
     generation = Generation(
-        request.request_id, served.name, int(now), choices, len(prompt.token_ids), request.n, started
+        request.request_id,
+        served.name,
+        request.principal,
+        int(now),
+        choices,
+        len(prompt.token_ids),
+        request.n,
+        started,
     )
     return Turn(request, served, generation)
 
@@ -140,7 +147,7 @@ async def run_turn(turn: Turn, services: Services) -> AsyncGenerator[TurnEvent]:
 
 def run_turn_in_batches(turn: Turn, services: Services) -> AsyncGenerator[list[TurnEvent]]:
     """The same, with the events that come together in one list, for one write to the client."""
-    return run(turn.generation, services.engine, services.metrics)
+    return run(turn.generation, services)
 
 
 async def count_prompt_tokens(services: Services, request: TurnRequest) -> int:

@@ -27,7 +27,13 @@ def anthropic_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     @router.post(
         "",
         **documented(
-            "Make a message", tag="Anthropic", needs="use", body=MessagesBody, answer=Message, events=dict[str, Any]
+            "Make a message",
+            tag="Anthropic",
+            needs="use",
+            body=MessagesBody,
+            answer=Message,
+            events=dict[str, Any],
+            is_limited=True,
         ),
     )
     async def create_message(request: Request) -> Response:

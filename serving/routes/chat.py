@@ -25,7 +25,13 @@ def chat_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     @router.post(
         "/chat/completions",
         **documented(
-            "Answer a chat", tag="Chat", needs="use", body=ChatCompletionBody, answer=ChatCompletion, events=ChatChunk
+            "Answer a chat",
+            tag="Chat",
+            needs="use",
+            body=ChatCompletionBody,
+            answer=ChatCompletion,
+            events=ChatChunk,
+            is_limited=True,
         ),
     )
     async def create_chat_completion(request: Request) -> Response:

@@ -25,7 +25,13 @@ def completions_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     @router.post(
         "/completions",
         **documented(
-            "Continue prompts", tag="Text", needs="use", body=CompletionBody, answer=Completion, events=CompletionChunk
+            "Continue prompts",
+            tag="Text",
+            needs="use",
+            body=CompletionBody,
+            answer=Completion,
+            events=CompletionChunk,
+            is_limited=True,
         ),
     )
     async def create_completion(request: Request) -> Response:

@@ -21,7 +21,9 @@ def embeddings_router(services: Services, *, max_body_bytes: int) -> APIRouter:
 
     @router.post(
         "/embeddings",
-        **documented("Embed texts", tag="Text", needs="embeddings", body=EmbeddingBody, answer=Embeddings),
+        **documented(
+            "Embed texts", tag="Text", needs="embeddings", body=EmbeddingBody, answer=Embeddings, is_limited=True
+        ),
     )
     async def create_embeddings(request: Request) -> Response:
         body = await read_body(request, EmbeddingBody, max_body_bytes)

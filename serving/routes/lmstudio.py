@@ -35,6 +35,7 @@ def lmstudio_router(services: Services, *, max_body_bytes: int) -> APIRouter:
             body=NativeChatBody,
             answer=answers.NativeChat,
             events=dict[str, Any],
+            is_limited=True,
         ),
     )
     async def chat(request: Request) -> Response:

@@ -53,6 +53,7 @@ def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
             body=ChatCompletionBody,
             answer=answers.MeasuredChat,
             events=answers.MeasuredChatChunk,
+            is_limited=True,
         ),
     )
     async def create_chat_completion(request: Request) -> Response:
@@ -80,6 +81,7 @@ def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
             body=CompletionBody,
             answer=answers.MeasuredCompletion,
             events=answers.MeasuredCompletionChunk,
+            is_limited=True,
         ),
     )
     async def create_completion(request: Request) -> Response:
@@ -100,7 +102,9 @@ def lmstudio_v0_router(services: Services, *, max_body_bytes: int) -> APIRouter:
 
     @router.post(
         "/embeddings",
-        **documented("Embed texts", tag="LM Studio", needs="embeddings", body=EmbeddingBody, answer=Embeddings),
+        **documented(
+            "Embed texts", tag="LM Studio", needs="embeddings", body=EmbeddingBody, answer=Embeddings, is_limited=True
+        ),
     )
     async def create_embeddings(request: Request) -> Response:
         body = await read_body(request, EmbeddingBody, max_body_bytes)

@@ -38,6 +38,8 @@ class Operation:
     """Of answers that are no errors."""
     unavailable: Any = None
     """The type of the answer with status 503 where it is not an error's."""
+    is_limited: bool = False
+    """It calls a model: the limits of the client's key hold for it."""
 
 
 def documented(
@@ -52,6 +54,7 @@ def documented(
     events: Any = None,
     statuses: tuple[int, ...] = (200,),
     unavailable: Any = None,
+    is_limited: bool = False,
 ) -> dict[str, Any]:
     """The keyword arguments of a FastAPI route that carry an `Operation`, whose fields these are."""
     operation = Operation(
@@ -65,6 +68,7 @@ def documented(
         events=events,
         statuses=statuses,
         unavailable=unavailable,
+        is_limited=is_limited,
     )
     return {"response_model": None, "openapi_extra": {OPERATION: operation}}
 

@@ -32,10 +32,17 @@ def rerank_router(services: Services, *, max_body_bytes: int) -> APIRouter:
 
     for path in ("/v1/rerank", "/v2/rerank", "/rerank"):
         described = documented(
-            "Order documents by a query", tag="Text", needs="embeddings", body=RerankBody, answer=Ranking
+            "Order documents by a query",
+            tag="Text",
+            needs="embeddings",
+            body=RerankBody,
+            answer=Ranking,
+            is_limited=True,
         )
         router.add_api_route(path, rerank, methods=["POST"], **described)
     for path in ("/v1/score", "/score"):
-        described = documented("Score pairs of texts", tag="Text", needs="embeddings", body=ScoreBody, answer=Scores)
+        described = documented(
+            "Score pairs of texts", tag="Text", needs="embeddings", body=ScoreBody, answer=Scores, is_limited=True
+        )
         router.add_api_route(path, score, methods=["POST"], **described)
     return router

@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from ..handlers.responses.handler import ResponsesHandler
 from ..handlers.services import Services
+from ..limits.gate import visit_of
 from ..principal import principal_of
 from ..protocol.answers import responses as answers
 from ..protocol.responses.body import CompactBody, InputTokensBody, ResponseBody
@@ -35,6 +36,7 @@ def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
             body=ResponseBody,
             answer=answers.Response,
             events=dict[str, Any],
+            is_limited=True,
         ),
     )
     async def create_response(request: Request) -> Response:
@@ -50,6 +52,9 @@ def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
             except BaseException:
                 await live.close()
                 raise
+        if body.background and (visit := visit_of(request)) is not None:
+            visit.hold()
+            run.when_done(visit.release)
         if body.stream:
             answer: Response = EventStream(run.stream())
         elif body.background:
@@ -77,7 +82,12 @@ def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     @router.post(
         "/responses/compact",
         **documented(
-            "Shorten a conversation", tag="Responses", needs="use", body=CompactBody, answer=answers.CompactedResponse
+            "Shorten a conversation",
+            tag="Responses",
+            needs="use",
+            body=CompactBody,
+            answer=answers.CompactedResponse,
+            is_limited=True,
         ),
     )
     async def compact_conversation(request: Request) -> Response:

@@ -40,6 +40,8 @@ from penstock.scheduler.messages import (
 from penstock.serving.app import create_app
 from penstock.serving.engine_client import EngineClient
 from penstock.serving.handlers.background import ResponseRuns
+from penstock.serving.limits.ledger import Ledger
+from penstock.serving.limits.meter import Meter
 from penstock.serving.metrics import Metrics
 from penstock.serving.shelf.card import ModelCard
 from penstock.serving.shelf.downloads import Downloads
@@ -308,19 +310,21 @@ class Front:
 
     conformance: Conformance | None = None
 
-    def __init__(self, *, database: Database | None = None, **app_options: Any) -> None:
+    def __init__(self, *, database: Database | None = None, ledger: Ledger | None = None, **app_options: Any) -> None:
         self.shelf = tiny_shelf()
         self.engine = FakeEngine(self.shelf[CHAT].tokenizer)
         self.registry = Registry(map(tiny_card, self.shelf.values()), texts=self.shelf)
         self.lifecycle = Lifecycle(self.engine, self.registry, tiny_spec, LoadingPolicy())
         self.store = open_store(database or Database(None))
         self.runs = ResponseRuns(self.store)
+        self.meter = Meter(Ledger(None) if ledger is None else ledger)
         self.app = create_app(
             self.engine,
             self.registry,
             self.lifecycle,
             runs=self.runs,
             downloads=Downloads(Path("nowhere")),
+            meter=self.meter,
             **app_options,
         )
         self.http = httpx2.AsyncClient(
@@ -387,6 +391,7 @@ async def open_front(**app_options: Any) -> AsyncIterator[Front]:
         assert front.engine.num_jobs == 0
     finally:
         await front.runs.close()
+        await front.meter.close()
         await front.store.database.close()
         await front.http.aclose()
 
@@ -407,7 +412,8 @@ def error(response: httpx2.Response, status: int, code: str | None, param: str |
     body = response.json()
     assert set(body) == {"error"} and set(body["error"]) == {"message", "type", "param", "code"}
     assert (body["error"]["code"], body["error"]["param"]) == (code, param), body
-    assert body["error"]["type"] == ("server_error" if status >= 500 else "invalid_request_error")
+    kinds = {"requests", "tokens"} if status == 429 else {"server_error" if status >= 500 else "invalid_request_error"}
+    assert body["error"]["type"] in kinds
     message: str = body["error"]["message"]
     return message
 

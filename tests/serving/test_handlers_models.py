@@ -116,7 +116,7 @@ async def test_no_model_is_deleted_over_http() -> None:
 
 
 def handler_of(front: Front, home: Path = Path("nowhere")) -> ModelsHandler:
-    parts = (Metrics(front.engine), front.store, front.runs, Downloads(home))
+    parts = (Metrics(front.engine), front.store, front.runs, Downloads(home), front.meter)
     return ModelsHandler(Services(front.engine, front.registry, front.lifecycle, *parts))
 
 

@@ -89,7 +89,7 @@ def usage_object(usage: TurnUsage, block_size: int) -> Json:
 def error_object(error: ApiError) -> Json:
     """The `error` of a failed response, with the codes by which clients decide whether to try again."""
     message = error.message
-    if error.status in (429, 503):
+    if error.status in (429, 503) and "try again in" not in message:
         seconds = error.headers.get("retry-after", str(_RETRIED_SOON))
         message = f"{message.rstrip('.')}. Please try again in {seconds}s."
     if error.status == 429:

@@ -15,7 +15,8 @@ class OpenAIErrorDetails(Answer):
     """What is wrong."""
 
     message: str
-    type: Literal["invalid_request_error", "server_error"]
+    type: Literal["invalid_request_error", "server_error", "requests", "tokens"]
+    """The last two: of which limit has been reached."""
     param: str | None
     """Dotted path of the request field at fault."""
     code: str | None
