@@ -251,7 +251,7 @@ async def test_what_the_worker_refuses_is_given_back() -> None:
     async with open_limited(tokens_per_minute=60) as (front, _):
 
         def refuse(job: Submit) -> Script:
-            failure = JobError("The queue is full.", "rate_limit_exceeded", status=429)
+            failure = JobError("The queue is full.", "rate_limit_exceeded", status=429, retry_after=2.25)
             return [RequestOutput(job.request_id, [], finish_reason="error", error=failure)]
 
         front.engine.script = refuse
@@ -259,6 +259,7 @@ async def test_what_the_worker_refuses_is_given_back() -> None:
         for _ in range(4):
             refused = await front.chat()
             error(refused, 429, "rate_limit_exceeded", None)
+            assert refused.headers["retry-after"] == "3" and refused.headers["retry-after-ms"] == "2250"
             assert refused.headers["x-ratelimit-remaining-tokens"] == "60"
             assert (await front.embed()).status_code == 429
         assert (await used(front)).num_tokens == 0
