@@ -39,7 +39,9 @@ class Principal:
 
 
 EVERYBODY = Principal()
-"""Everybody without a key."""
+"""Everybody without a key, where none is needed."""
+STRANGER = Principal(scopes=frozenset())
+"""Who would not be let in, at a route that needs nothing."""
 
 
 def principal_of(exchange: Mapping[str, Any]) -> Principal:

@@ -6,7 +6,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ..errors import ApiError
-from ..principal import EVERYBODY, PRINCIPAL, Need, Principal
+from ..principal import PRINCIPAL, STRANGER, Need, Principal
 from .refusals import Refusals
 
 FORBIDDEN = 403
@@ -44,10 +44,13 @@ class Gate:
 
     def _admit(self, scope: Scope) -> Principal:
         need = self._needed(scope["method"], scope["path"])
-        if need == "nothing":
-            return EVERYBODY
-        principal = self._identify(Headers(scope=scope))
-        if need != "key" and need not in principal.scopes:
+        try:
+            principal = self._identify(Headers(scope=scope))
+        except ApiError:
+            if need == "nothing":
+                return STRANGER
+            raise
+        if need not in ("key", "nothing") and need not in principal.scopes:
             raise _forbidden(need, scope, principal)
         return principal
 

@@ -2,10 +2,12 @@
 
 import orjson
 from fastapi import APIRouter
+from starlette.requests import Request
 from starlette.responses import Response
 
 from ..errors import RETRY_AFTER_SECONDS
 from ..handlers.services import Services
+from ..principal import principal_of
 from ..protocol.answers.server import DeadWorker, Health, Root
 from .operation import documented
 
@@ -32,17 +34,15 @@ def status_router(services: Services) -> APIRouter:
         methods=_READ,
         **documented("How the server is", tag="Server", needs="nothing", answer=Health, unavailable=DeadWorker),
     )
-    async def health() -> Response:
-        """200 while the worker lives, even when it is still loading; 503 once it is gone."""
+    async def health(request: Request) -> Response:
+        """200 while the worker lives, even when it is still loading; 503 once it is gone. Strangers learn no names."""
         if engine.death is not None:
             state: dict[str, object] = {"status": "dead", "reason": engine.death}
             headers = {"retry-after": str(RETRY_AFTER_SECONDS)}
             return Response(orjson.dumps(state), 503, headers, "application/json")
-        state = {
-            "status": "ok" if engine.ready.is_set() else "loading",
-            "models": sorted(engine.models),
-            "failed": services.failures(),
-        }
+        state = {"status": "ok" if engine.ready.is_set() else "loading"}
+        if principal_of(request).scopes:
+            state |= {"models": sorted(engine.models), "failed": services.failures()}
         return Response(orjson.dumps(state), media_type="application/json")
 
     @router.api_route(

@@ -83,7 +83,7 @@ async def test_every_route_needs_a_key_with_its_scope(keys: Keys, monkeypatch: p
         for method, path, need in everything:
             answer = await front.http.request(method, path)
             if need == "nothing":
-                assert answer.status_code == 200 and path == "/health"
+                assert answer.status_code == 200 and path in ("/health", "/ready")
                 continue
             assert answer.status_code == 401, (method, path)
             assert answer.headers["www-authenticate"] == 'Bearer realm="penstock"'
@@ -99,6 +99,13 @@ async def test_every_route_needs_a_key_with_its_scope(keys: Keys, monkeypatch: p
                     assert f'scope="{need}"' in answer.headers["www-authenticate"]
                     assert method == "HEAD" or f"'{need}'" in str(form(answer)["message"])
         assert front.engine.jobs == [] and front.engine.unloads == []
+
+
+async def test_a_probe_needs_no_key_and_learns_no_names(keys: Keys) -> None:
+    async with open_front(identify=keys.identify) as front:
+        assert (await front.http.get("/health")).json() == {"status": "ok"}
+        known = await front.http.get("/health", headers={"x-api-key": keys.secrets["embeddings"]})
+        assert CHAT in known.json()["models"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import socket
 
 import pytest
 
-from penstock.serving.listener import open_listeners, url_of
+from penstock.serving.listener import is_on_loopback, open_listeners, url_of
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "localhost"])
@@ -40,3 +40,10 @@ def test_sockets_of_several_processes_share_a_port_that_nobody_else_gets() -> No
         for count in (1, 2):
             with pytest.raises(OSError, match="already in use"):
                 open_listeners("127.0.0.1", port, count)
+
+
+@pytest.mark.parametrize(("host", "expected"), [("127.0.0.1", True), ("localhost", True), ("0.0.0.0", False)])
+def test_who_reaches_a_listener(host: str, expected: bool) -> None:
+    (opened,) = open_listeners(host, 0)
+    with opened:
+        assert is_on_loopback(opened) == expected

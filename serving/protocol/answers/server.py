@@ -54,8 +54,9 @@ class Health(Answer):
     """How the server is."""
 
     status: Literal["ok", "loading"]
-    models: list[str]
-    failed: dict[str, str]
+    models: list[str] = []
+    """Those in memory. This and what follows: for whoever has a key, where there are keys."""
+    failed: dict[str, str] = {}
     """Why models cannot be served, by id."""
 
 
