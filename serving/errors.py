@@ -96,7 +96,7 @@ def model_not_found(name: str, served: Iterable[str], reason: str = "") -> ApiEr
     ids = ", ".join(served) or "none"
     why = f", since it could not be loaded: {reason.rstrip('.')}" if reason else ""
     return ApiError(
-        f"The model '{name}' is not served here{why}. Served models: {ids}.",
+        f"The model '{name:.200}' is not served here{why}. Served models: {ids}.",
         status=404,
         code="model_not_found",
         param="model",

@@ -5,11 +5,12 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from .body import RequestBody, invalid
+from .counts import MAX_MESSAGES, MAX_PARTS, MAX_TOOLS
 from .generation import GenerationBody, MaxTokens
 from .metadata import Metadata
 from .other_fields import CALL, CHAT, MESSAGE, PART
 from .text_part import TextPartBody
-from .tools import MAX_TOOLS, Function, FunctionCallSpec, Named, ToolChoiceSpec, ToolSpec
+from .tools import Function, FunctionCallSpec, Named, ToolChoiceSpec, ToolSpec
 
 Role = Literal["system", "developer", "user", "assistant", "tool", "function"]
 RESERVED_TEMPLATE_NAMES = frozenset(
@@ -37,9 +38,8 @@ class ContentPart(TextPartBody):
     type: Literal["text", "refusal"]
 
 
-Content = Annotated[
-    list[ContentPart], FailFast(), BeforeValidator(_as_parts, json_schema_input_type=str | list[ContentPart])
-]
+_Parts = Annotated[list[ContentPart], Field(max_length=MAX_PARTS)]
+Content = Annotated[_Parts, FailFast(), BeforeValidator(_as_parts, json_schema_input_type=str | _Parts)]
 
 
 class FunctionCall(RequestBody):
@@ -88,7 +88,7 @@ class ChatMessage(RequestBody):
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
-    tool_calls: Annotated[list[ToolCall], FailFast()] = Field(default_factory=list)
+    tool_calls: Annotated[list[ToolCall], FailFast()] = Field(default_factory=list, max_length=MAX_TOOLS)
     function_call: FunctionCall | None = None
     """What tool_calls replaced."""
     tool_call_id: str | None = None
@@ -108,7 +108,7 @@ class ChatCompletionBody(GenerationBody):
 
     other_fields = CHAT
 
-    messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1, max_length=MAX_MESSAGES)
     max_completion_tokens: MaxTokens = None
     """Wins over max_tokens."""
     logprobs: bool = False

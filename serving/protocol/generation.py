@@ -15,6 +15,8 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1024
 """Characters. Longer ones would make every token expensive to search."""
 MAX_BIAS = 100
+MAX_BIASES = 1024
+"""Tokens that one request may favour or avoid: each step sends them to the device."""
 _MAX_SEED = 2**63
 
 StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_LENGTH)]
@@ -38,6 +40,8 @@ def _check_max_tokens(value: Any) -> Any:
 def _check_logit_bias(value: Any) -> dict[int, float]:
     if not isinstance(value, dict):
         raise invalid("invalid_type", f'expected an object such as {{"50256": -100}}, but got {preview(value)}.')
+    if len(value) > MAX_BIASES:
+        raise invalid("object_above_max_properties", f"{len(value)} tokens are too many. Send at most {MAX_BIASES}.")
     for key, bias in value.items():
         if not (key.isascii() and key.isdecimal() and len(key) < 10):
             raise invalid("invalid_value", f'the key {preview(key)} is not a token id. Send ids such as "50256".')
@@ -50,6 +54,7 @@ def _check_logit_bias(value: Any) -> dict[int, float]:
 
 _BIAS_SCHEMA = {
     "type": "object",
+    "maxProperties": MAX_BIASES,
     "patternProperties": {"^[0-9]{1,9}$": {"type": "number", "minimum": -MAX_BIAS, "maximum": MAX_BIAS}},
     "additionalProperties": False,
 }

@@ -5,11 +5,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, StringConstraints, Tag
 
 from .body import RequestBody
+from .counts import MAX_TOOLS
 from .other_fields import TOOL
 from .output_format import Strict
-
-MAX_TOOLS = 1024
-"""OpenAI's limit of functions is 128; agents with many servers of tools go beyond it."""
 
 ToolName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[a-zA-Z0-9_.-]+$")]
 

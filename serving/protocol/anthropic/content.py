@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, FailFast, Field, Tag, model_validator
 
 from ..body import Refused, RequestBody, Tolerated, invalid
+from ..counts import MAX_PARTS
 from ..explain import preview
 
 BLOCK: dict[str, Tolerated | Refused] = {
@@ -83,7 +84,7 @@ def _as_blocks(value: Any) -> Any:
 
 
 _KINDS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
-_Texts = list[Annotated[TextBlock, BeforeValidator(_only_text)]]
+_Texts = Annotated[list[Annotated[TextBlock, BeforeValidator(_only_text)]], Field(max_length=MAX_PARTS)]
 Texts = Annotated[_Texts, FailFast(), BeforeValidator(_as_blocks, json_schema_input_type=str | _Texts)]
 """Text blocks; a string becomes one."""
 
@@ -109,6 +110,7 @@ Block = Annotated[
     BeforeValidator(_known),
 ]
 
+_Blocks = Annotated[list[Block], Field(max_length=MAX_PARTS)]
 _BLOCKS_OF = {
     "user": (TextBlock, ToolResultBlock),
     "assistant": (TextBlock, ThinkingBlock, RedactedThinkingBlock, ToolUseBlock),
@@ -120,7 +122,7 @@ class InputMessage(RequestBody):
     """One message; `system` may stand anywhere among the others."""
 
     role: Literal["user", "assistant", "system"]
-    content: Annotated[list[Block], FailFast(), BeforeValidator(_as_blocks, json_schema_input_type=str | list[Block])]
+    content: Annotated[_Blocks, FailFast(), BeforeValidator(_as_blocks, json_schema_input_type=str | _Blocks)]
 
     @model_validator(mode="after")
     def _blocks_fit_the_role(self) -> "InputMessage":

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import FailFast, Field, model_validator
 
 from ..body import Refused, RequestBody, Tolerated, invalid
+from ..counts import MAX_MESSAGES, MAX_TOOLS
 from ..generation import MAX_STOP_STRINGS, StopString
 from .content import InputMessage, Texts, ToolResultBlock, ToolUseBlock
 from .tools import AnyTool, ClientTool, ToolChoiceBody
@@ -69,16 +70,16 @@ class PromptBody(RequestBody):
     other_fields = PROMPT
 
     model: str
-    messages: Annotated[list[InputMessage], FailFast()] = Field(min_length=1)
+    messages: Annotated[list[InputMessage], FailFast()] = Field(min_length=1, max_length=MAX_MESSAGES)
     system: Texts = Field(default_factory=list)
-    tools: Annotated[list[AnyTool], FailFast()] = Field(default_factory=list)
+    tools: Annotated[list[AnyTool], FailFast()] = Field(default_factory=list, max_length=MAX_TOOLS)
     tool_choice: ToolChoiceBody | None = None
     thinking: Thinking | None = None
     output_config: OutputConfig = OutputConfig()
     output_format: JsonFormat | None = None
     """The older place of output_config.format."""
     context_management: ContextManagement | None = None
-    ttl: int | None = Field(default=None, ge=0)
+    ttl: int | None = Field(default=None, ge=0, lt=2**31)
     """LM Studio's: seconds that the model stays after its last use, if this request loads it."""
 
     @model_validator(mode="after")

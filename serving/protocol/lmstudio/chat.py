@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, FailFast, Field, model_validator
 
 from ..body import RequestBody, invalid
+from ..counts import MAX_PARTS
 from ..explain import preview
 
 
@@ -25,7 +26,7 @@ def _as_parts(value: Any) -> Any:
     return [{"type": "message", "content": value}] if isinstance(value, str) else value
 
 
-_Parts = Annotated[list[Annotated[TextPart, BeforeValidator(_only_text)]], Field(min_length=1)]
+_Parts = Annotated[list[Annotated[TextPart, BeforeValidator(_only_text)]], Field(min_length=1, max_length=MAX_PARTS)]
 
 
 class NativeChatBody(RequestBody):
@@ -47,7 +48,7 @@ class NativeChatBody(RequestBody):
     """A model has one context length here; more than that is refused, less is always granted."""
     store: bool = True
     previous_response_id: str | None = None
-    ttl: int | None = Field(default=None, ge=0)
+    ttl: int | None = Field(default=None, ge=0, lt=2**31)
     """Seconds that the model stays after its last use, if this request loads it."""
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ class LoadBody(RequestBody):
     context_length: int | None = Field(default=None, ge=1)
     """A model has one context length here; more than that is refused, less is always granted."""
     echo_load_config: bool = False
-    ttl: int | None = Field(default=None, ge=1)
+    ttl: int | None = Field(default=None, ge=1, lt=2**31)
     """Seconds of idleness after which it is unloaded; without it, it stays."""
 
 

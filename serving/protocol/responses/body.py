@@ -15,6 +15,8 @@ from .tools import ToolChoiceSpec, Tools
 
 MAX_TEXT_LENGTH = 10 * 2**20
 """Characters; OpenAI's limit."""
+MAX_LABEL_LENGTH = 512
+"""Characters of what clients call themselves; it comes back with the answer and is stored with it."""
 
 Include = Literal[
     "code_interpreter_call.outputs",
@@ -154,9 +156,9 @@ class ResponseBody(_Context, SamplingBody):
     metadata: Metadata = Field(default_factory=dict)
     service_tier: ServiceTier = "auto"
     safety_identifier: str | None = Field(default=None, max_length=64)
-    prompt_cache_key: str | None = None
-    user: str | None = None
-    ttl: int | None = Field(default=None, ge=1)
+    prompt_cache_key: str | None = Field(default=None, max_length=MAX_LABEL_LENGTH)
+    user: str | None = Field(default=None, max_length=MAX_LABEL_LENGTH)
+    ttl: int | None = Field(default=None, ge=1, lt=2**31)
 
     @model_validator(mode="after")
     def _background_is_stored(self) -> Any:

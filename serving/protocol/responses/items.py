@@ -15,12 +15,12 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from ..body import RequestBody, invalid
+from ..counts import MAX_MESSAGES, MAX_PARTS
 from ..explain import preview
 from .fates import ITEM
 from .parts import Content, Output, TextPart
 from .tools import Tools
 
-MAX_ITEMS = 100_000
 MAX_CALL_ID_LENGTH = 256
 MAX_OPAQUE_LENGTH = 20 * 2**20
 """OpenAI's limit on encrypted content."""
@@ -92,8 +92,8 @@ class ReasoningItem(InputItem):
     """The model's earlier thinking."""
 
     type: Literal["reasoning"]
-    summary: list[TextPart] = Field(default_factory=list)
-    content: list[TextPart] = Field(default_factory=list)
+    summary: list[TextPart] = Field(default_factory=list, max_length=MAX_PARTS)
+    content: list[TextPart] = Field(default_factory=list, max_length=MAX_PARTS)
     encrypted_content: Opaque | None = None
 
 
@@ -195,7 +195,7 @@ def _as_items(value: Any) -> Any:
     return value
 
 
-_Items = Annotated[list[Item], Field(max_length=MAX_ITEMS)]
+_Items = Annotated[list[Item], Field(max_length=MAX_MESSAGES)]
 Items = Annotated[_Items, FailFast(), BeforeValidator(_as_items, json_schema_input_type=str | _Items)]
 """A string becomes one user message."""
 

@@ -2,10 +2,11 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, FailFast, GetJsonSchemaHandler, model_validator
+from pydantic import BeforeValidator, FailFast, Field, GetJsonSchemaHandler, model_validator
 from pydantic_core import CoreSchema
 
 from ..body import RequestBody
+from ..counts import MAX_PARTS
 from ..text_part import TextPartBody
 from .fates import PART
 
@@ -48,11 +49,11 @@ def _as_list(value: Any) -> Any:
     return [{"type": "text", "text": value}] if isinstance(value, str) else value
 
 
-Content = Annotated[list[TextPart], FailFast(), BeforeValidator(_as_list, json_schema_input_type=str | list[TextPart])]
+_Content = Annotated[list[TextPart], Field(max_length=MAX_PARTS)]
+_Output = Annotated[list[OutputPart], Field(max_length=MAX_PARTS)]
+Content = Annotated[_Content, FailFast(), BeforeValidator(_as_list, json_schema_input_type=str | _Content)]
 """A string becomes one part."""
-Output = Annotated[
-    list[OutputPart], FailFast(), BeforeValidator(_as_list, json_schema_input_type=str | list[OutputPart])
-]
+Output = Annotated[_Output, FailFast(), BeforeValidator(_as_list, json_schema_input_type=str | _Output)]
 
 
 def text_of(parts: "list[TextPart] | list[OutputPart]") -> str:

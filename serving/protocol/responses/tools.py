@@ -15,12 +15,10 @@ from pydantic import (
 from pydantic_core import CoreSchema
 
 from ..body import RequestBody, invalid
+from ..counts import MAX_TOOLS
 from ..explain import preview
 from ..tools import type_tag
 from .fates import TOOL
-
-MAX_TOOLS = 1024
-"""In one list of them."""
 
 ToolName = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[a-zA-Z0-9_.-]+$")]
 
