@@ -55,6 +55,8 @@ class EngineConfig:
     """Seconds that a job may wait to be scheduled for the first time; 0: for ever."""
     request_timeout: float = 0.0
     """Seconds that a job may take in all; 0: for ever."""
+    fair_share: bool = True
+    """Serve the principal first that has had least; else by priority and arrival alone."""
     enable_prefix_caching: bool = True
     overlap: Literal["auto", "on", "off"] = "auto"
     """Prepare a step on the host while the device computes the one before; auto: on a GPU. A CPU would be both."""

@@ -22,7 +22,6 @@ from .errors import ModelLoadError, RequestError, UnknownModelError
 from .grammar import Grammar, GrammarCompiler
 from .job_checks import check_second_starts, check_token_ids
 from .kv_memory import KVMemory
-from .lanes import EmbeddingLane, GenerationLane
 from .messages import Embed, EmbeddingOutput, ModelReady, ModelStats, RequestOutput, Submit
 from .outputs import OutputMaker
 from .pace import StepPace
@@ -79,6 +78,7 @@ class Engine:
             pace=StepPace(self.config.itl_target_ms / 1000),
             admission=AdmissionControl(QueueLimits.of(self.config), clock),
             speculation=Speculation.of(self.config),
+            fair_share=self.config.fair_share,
         )
         self._deadlines = Deadlines(self.config, self.scheduler, clock)
         self._generation: dict[str, GenerationRunner] = {}
@@ -111,13 +111,14 @@ class Engine:
         name = runner.name
         if self.is_resident(name):
             raise ModelLoadError(f"there is already a model with the name {name}")
+        cost = runner.num_parameters / 1e9
         if isinstance(runner, GenerationRunner):
             kv = self._kv_memory.share(runner, keep_free)
             self._generation[name] = runner
-            self.scheduler.generation_lanes[name] = GenerationLane(name, kv, runner.max_model_len)
+            self.scheduler.install_generation(name, kv, runner.max_model_len, token_cost=cost)
         else:
             self._embedding[name] = runner
-            self.scheduler.embedding_lanes[name] = EmbeddingLane(name, runner.max_model_len)
+            self.scheduler.install_embedding(name, runner.max_model_len, token_cost=cost)
 
     def choose_num_threads(self, name: str) -> None:
         """Compute with as many threads as suit the only model, which was just installed: see `thread_count`.
@@ -259,6 +260,7 @@ class Engine:
                     job.second_starts,
                     job.alone,
                     job.is_resumed,
+                    job.weight,
                 )
             )
 

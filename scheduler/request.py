@@ -47,6 +47,8 @@ class Request:
     sampling: SamplingParams
     arrival_time: float
     principal: str = ""
+    weight: float = 1.0
+    """Of its principal."""
     priority: int = 0
     cache_salt: str = ""
     group: str = ""
@@ -69,6 +71,8 @@ class Request:
     status: RequestStatus = RequestStatus.WAITING
     num_cached_tokens: int = 0
     """Prompt tokens found in the prefix cache when the request was first scheduled."""
+    num_charged_tokens: int = 0
+    """Tokens from the start that its principal has paid for, or need not."""
     num_preemptions: int = 0
     sequence: int = 0
     """Counts the scheduler's jobs: orders those of equal priority and arrival, so that one always goes first."""
@@ -93,12 +97,14 @@ class Request:
             sampling=job.sampling,
             arrival_time=job.arrival_time,
             principal=job.principal,
+            weight=job.weight,
             priority=job.priority,
             cache_salt=job.cache_salt,
             group=job.group,
             is_resumed=job.is_resumed,
             alone=job.alone,
             token_ids=job.prompt_token_ids + job.output_token_ids,
+            num_charged_tokens=len(job.prompt_token_ids) + len(job.output_token_ids) - 1 if job.output_token_ids else 0,
         )
 
     @property

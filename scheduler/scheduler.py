@@ -7,28 +7,30 @@ policy's order and half of it to each while both wait: the texts of a whole arch
 is less than the budget while streams run, see `pace`. Chunked prefill, prefix-cache hits, preemption and resumption are
 this arithmetic.
 
-All models share the KV memory, so they share one order too. Why nothing waits for ever: (1) The first running request
-of all models is scheduled before any other and may preempt all of them; then every slab but its own is free or idle,
-and `add` made sure that it fits alone. So every step computes something of it, and it ends. (2) No waiting request
-overtakes an earlier one that lacks blocks, of whatever model; so the running ones become fewer until it fits. A request
+All models share the KV memory, so they share one order too. Why nothing waits for ever: (1) The running request that
+is first of all models when a step begins is scheduled before any other and may preempt all of them; then every slab but
+its own is free or idle, and `add` made sure that it fits alone. So every step computes something, and since output is
+kept when blocks are taken, there is less and less to do. (2) No waiting request overtakes an earlier one that lacks
+blocks, of whatever model; so the running ones become fewer until it fits. (3) The order of principals changes only by
+what is computed for the first time: who is served falls behind who is not. One that gave way keeps its place. A request
 that is computed alone is the first of all while it is, and is so for a number of steps that its length bounds.
 """
 
-from collections.abc import Iterable
-from typing import TypeVar
-
+from .accounts import Accounts
 from .admission_control import AdmissionControl
 from .alone import AloneJobs
 from .drafts import Speculation
 from .errors import ContextLengthError, RequestError
-from .lanes import EmbeddingLane, GenerationLane, Lane
+from .giving_way import RunningOrder
+from .kv_cache import KVCacheManager
+from .lanes import EmbeddingLane, GenerationLane, Lane, first_lane
 from .pace import StepPace
 from .plan import ScheduledRow, StepPlan
-from .policy import EmbeddingJob, Job, choose_victim
-from .request import BlockId, Request, RequestStatus
+from .policy import EmbeddingJob, Job, JobQueue
+from .request import Request, RequestStatus
+from .seats import Seats
 from .step import Step
 
-_LaneT = TypeVar("_LaneT", GenerationLane, EmbeddingLane)
 _Running = tuple[GenerationLane, Request]
 
 
@@ -43,6 +45,7 @@ class Scheduler:
         pace: StepPace,
         admission: AdmissionControl | None = None,
         speculation: Speculation | None = None,
+        fair_share: bool = True,
     ) -> None:
         if max_num_batched_tokens < max_num_seqs:
             raise ValueError(
@@ -54,11 +57,42 @@ class Scheduler:
         self.pace = pace
         self.admission = admission or AdmissionControl()
         self.speculation = speculation
+        self.accounts = Accounts(fair=fair_share)
         self.generation_lanes: dict[str, GenerationLane] = {}
         self.embedding_lanes: dict[str, EmbeddingLane] = {}
         self._lane_of: dict[str, Lane] = {}
         self._alone = AloneJobs()
+        self._seats = Seats(max_num_seqs, self.generation_lanes, self._alone)
         self._num_jobs = 0  # since the start
+
+    # ------------------------------------------------------------------------------------------------------ models
+
+    def install_generation(
+        self, model: str, kv: KVCacheManager, max_model_len: int, *, token_cost: float = 1.0
+    ) -> GenerationLane:
+        """Take requests for a generation model from now on; `token_cost` is that of a prompt token."""
+        lane = GenerationLane(model, kv, max_model_len, JobQueue(self.accounts), token_cost)
+        self.generation_lanes[model] = lane
+        return lane
+
+    def install_embedding(self, model: str, max_model_len: int, *, token_cost: float = 1.0) -> EmbeddingLane:
+        """Take jobs for an embedding model from now on; `token_cost` is that of a token."""
+        lane = EmbeddingLane(model, max_model_len, JobQueue(self.accounts), token_cost)
+        self.embedding_lanes[model] = lane
+        return lane
+
+    def has_jobs(self, model: str) -> bool:
+        """Whether any job of one model waits or runs."""
+        return any(lane.model == model for lane in self._lane_of.values())
+
+    def remove(self, model: str) -> None:
+        """Take a model out that has no jobs; its KV memory is free for the others."""
+        assert not self.has_jobs(model)
+        self.embedding_lanes.pop(model, None)
+        if lane := self.generation_lanes.pop(model, None):
+            lane.kv.close()
+        self.pace.forget(model)
+        self.admission.forget(model)
 
     # ------------------------------------------------------------------------------------------------ jobs in and out
 
@@ -85,7 +119,7 @@ class Scheduler:
                 f"{request.max_num_tokens} tokens, but {reason} holds {limit}; shorten the prompt or lower max_tokens"
             )
         self._enter(request, lane, request.num_tokens)
-        self._wait(lane, request)
+        self._seats.wait(lane, request)
 
     def add_embedding(self, job: EmbeddingJob) -> None:
         """Queue an embedding job.
@@ -105,7 +139,7 @@ class Scheduler:
                 param="input",
             )
         self._enter(job, lane, sum(len(item.token_ids) for item in job.remaining))
-        self._wait(lane, job)
+        self._seats.wait(lane, job)
         lane.unfinished[job.request_id] = job
 
     def cancel(self, request_id: str) -> None:
@@ -116,12 +150,14 @@ class Scheduler:
             return
         job = self._alone.discard(request_id) or lane.waiting.remove(request_id)
         if isinstance(lane, EmbeddingLane):
-            lane.unfinished.pop(request_id)
+            job = lane.unfinished.pop(request_id)
         elif request := lane.running.pop(request_id, None):
             lane.kv.release(request)
             job = request
         if isinstance(job, Request):
             job.status = RequestStatus.FINISHED
+        assert job is not None, "it waits, or runs"
+        self.accounts.leave(job.principal)
 
     def finish(self, request: Request) -> None:
         """Take a request out because its output is complete or its step failed."""
@@ -140,25 +176,6 @@ class Scheduler:
         """Requests of a generation model that hold no blocks."""
         return len(self.generation_lanes[model].waiting) + self._alone.num_waiting(model)
 
-    def preempt_all(self) -> None:
-        """Take the blocks of every running request; the requests are queued again, and computed again."""
-        for lane in self.generation_lanes.values():
-            for request in list(lane.running.values()):
-                self._preempt(lane, request)
-
-    def has_jobs(self, model: str) -> bool:
-        """Whether any job of one model waits or runs."""
-        return any(lane.model == model for lane in self._lane_of.values())
-
-    def remove(self, model: str) -> None:
-        """Take a model out that has no jobs; its KV memory is free for the others."""
-        assert not self.has_jobs(model)
-        self.embedding_lanes.pop(model, None)
-        if lane := self.generation_lanes.pop(model, None):
-            lane.kv.close()
-        self.pace.forget(model)
-        self.admission.forget(model)
-
     @property
     def has_work(self) -> bool:
         """Whether any job waits or runs."""
@@ -167,7 +184,11 @@ class Scheduler:
     @property
     def num_running(self) -> int:
         """Requests that hold blocks, over all models."""
-        return sum(len(lane.running) for lane in self.generation_lanes.values())
+        return self._seats.num_taken
+
+    def preempt_all(self) -> None:
+        """Take the blocks of every running request; the requests are queued again, and computed again."""
+        self._seats.preempt_all()
 
     @property
     def num_jobs(self) -> int:
@@ -183,15 +204,9 @@ class Scheduler:
             raise RequestError(f"there is already a job with the id {job.request_id}", code="duplicate_request_id")
         self.admission.enter(job, num_tokens)
         self._lane_of[job.request_id] = lane
+        self.accounts.enter(job.principal, job.weight)
         job.sequence = self._num_jobs
         self._num_jobs += 1
-
-    def _wait(self, lane: Lane, job: Job) -> None:
-        """Queue a job that holds no blocks."""
-        if job.alone:
-            self._alone.add(job)
-        else:
-            lane.waiting.push(job)
 
     # ---------------------------------------------------------------------------------------------------- one step
 
@@ -210,20 +225,23 @@ class Scheduler:
         if self._alone.take_turn(len(self._lane_of) - len(self._alone)):
             self._schedule_alone(step, self._alone.first)
             return step.plan(alone=True)
-        running = self._running_in_order()
-        self._schedule_streams(step, running)
+        order = self._seats.displace()
+        self._schedule_streams(step, order)
         step.end_streams()
-        text_lane = self._first_lane(self.embedding_lanes.values())
+        text_lane = first_lane(self.embedding_lanes.values())
         if text_lane:
             step.reserve_for_texts(text_lane, _next_text_len(text_lane))
-        short, long = self._prompts(running)
+        short, long = self._prompts()
         if long:
             step.reserve_for_long_prompts()
-        self._schedule_prompts(step, short)
-        self._admit_waiting(step)
+        for lane, request in short:
+            self._seats.admit_waiting(step, before=lane.waiting.key(request))
+            step.add_prompt(lane, request)
+        self._seats.admit_waiting(step)
         if long:
             step.release()
-            self._schedule_prompts(step, long)
+            for lane, request in long:
+                step.add_prompt(lane, request)
         if text_lane:
             step.release()
             self._schedule_texts(step)
@@ -237,42 +255,32 @@ class Scheduler:
         row.request.num_computed_tokens = row.end
         row.request.num_pending_tokens += row.samples
 
-    def _running_in_order(self) -> list[_Running]:
-        """The running requests of all models, the policy's first ones first."""
-        running = [
-            (lane.waiting.key(request), lane, request)
-            for lane in self.generation_lanes.values()
-            for request in lane.running.values()
-            if not request.alone
-        ]
-        running.sort(key=lambda entry: entry[0])
-        return [(lane, request) for _, lane, request in running]
-
-    def _prompts(self, running: list[_Running]) -> tuple[list[_Running], list[_Running]]:
-        """The running requests that want many tokens: those that one step could finish, and the longer ones.
+    def _prompts(self) -> tuple[list[_Running], list[_Running]]:
+        """The running requests that want many tokens, in order: those that one step could finish, and the longer ones.
 
         A prompt that takes many steps leaves others half of each.
         """
         prompts = [
             (lane, request, num_missing)
-            for lane, request in running
-            if request.status is RequestStatus.RUNNING
-            and (num_missing := request.num_tokens - request.num_computed_tokens) > 1
+            for lane in self.generation_lanes.values()
+            for request in lane.running.values()
+            if not request.alone and (num_missing := request.num_tokens - request.num_computed_tokens) > 1
         ]
+        prompts.sort(key=lambda entry: entry[0].waiting.key(entry[1]))
         limit = self.max_num_batched_tokens
         short = [(lane, request) for lane, request, num_missing in prompts if num_missing <= limit]
         long = [(lane, request) for lane, request, num_missing in prompts if num_missing > limit]
         return short, long
 
-    def _schedule_streams(self, step: Step, running: list[_Running]) -> None:
+    def _schedule_streams(self, step: Step, order: RunningOrder) -> None:
         """Rows for the running requests that need a single token."""
-        for lane, request in running:
+        for lane, request in order.requests:
             preempted_meanwhile = request.status is not RequestStatus.RUNNING
             if preempted_meanwhile or request.num_tokens - request.num_computed_tokens != 1 or request.awaits_token:
                 continue
             drafts: list[int] = []
             if self.speculation and self.speculation.is_open_to(request):
-                room = step.room_for_drafts(len(running))
+                room = step.room_for_drafts(len(order.requests))
                 price = self.pace.tokens_per_draft(lane.model, len(lane.running))
                 drafts = self.speculation.guess(request, room, price)
                 if drafts and request.num_pending_tokens:
@@ -280,86 +288,9 @@ class Scheduler:
             if drafts and lane.kv.can_grow(request, len(drafts)):
                 lane.kv.grow(request, len(drafts))
                 step.add_stream(lane, request, drafts)
-            elif self._make_room(step, lane, request):
+            elif self._seats.make_room(step, order, lane, request):
                 lane.kv.grow(request)
                 step.add_stream(lane, request)
-
-    def _schedule_prompts(self, step: Step, prompts: list[_Running]) -> None:
-        """Rows for running requests that need several tokens, whose blocks they were given at admission."""
-        for lane, request in prompts:
-            step.add_prompt(lane, request)
-
-    def _make_room(self, step: Step, lane: GenerationLane, request: Request) -> bool:
-        """Preempt later requests until the newest tokens of `request` have blocks; False if it must wait a step.
-
-        Requests already in this step are left alone. The policy's first running request never waits: either all its
-        tokens got their blocks at admission, or it may preempt every other one, and `add` made sure that it fits alone.
-        """
-        while not lane.kv.can_grow(request):
-            step.out_of_blocks = True
-            victim = self._find_victim(step, lane, request)
-            if victim is None:
-                return False
-            self._preempt(self.generation_lanes[victim.model], victim)
-        return True
-
-    def _find_victim(self, step: Step, lane: GenerationLane, request: Request) -> Request | None:
-        """The request that would run last among those whose blocks `request` could come to use; None: there is none.
-
-        A request of another model gives its blocks in vain unless a slab becomes idle by it, now or together with those
-        that would have to follow.
-        """
-        key = lane.waiting.key(request)
-        candidates: list[Request] = []
-        for other_lane in self.generation_lanes.values():
-            later: list[Request] = []
-            kept: set[int] = set()  # slabs that stay with the other model whoever gives way
-            for other in other_lane.running.values():
-                is_later = other_lane.waiting.key(other) > key and not other.alone
-                if other.request_id not in step.scheduled and is_later:
-                    later.append(other)
-                elif other_lane is not lane:
-                    kept |= other_lane.kv.slabs_of(other)
-            candidates += [other for other in later if other_lane is lane or other_lane.kv.slabs_of(other) - kept]
-        return choose_victim(candidates, lane.waiting)
-
-    def _preempt(self, lane: GenerationLane, request: Request) -> None:
-        """Take a running request's blocks and queue it again; what it computed is found or computed again later."""
-        del lane.running[request.request_id]
-        lane.kv.release(request)
-        request.status = RequestStatus.WAITING
-        request.num_preemptions += 1
-        lane.num_preemptions += 1
-        self._wait(lane, request)
-
-    def _admit_waiting(self, step: Step) -> None:
-        """Start waiting requests of all models in the policy's order, until room, seats or blocks are gone."""
-        while self.num_running < self.max_num_seqs and not step.out_of_blocks:
-            lane = self._first_lane(self.generation_lanes.values())
-            if lane is None or not self._admit(step, lane):
-                return
-
-    def _admit(self, step: Step, lane: GenerationLane) -> bool:
-        """Start the lane's first waiting request; False if it has to wait for room or blocks."""
-        request = lane.waiting.peek()
-        assert isinstance(request, Request)
-        # Its last token may still be on the device if it was preempted a moment ago: its place cannot be looked up.
-        if step.room_for(lane) == 0 or request.num_pending_tokens:
-            return False
-        cached = lane.kv.find_cached(request)
-        if not lane.kv.can_admit(request, cached):
-            return False
-        lane.waiting.pop()
-        self._start(lane, request, cached)
-        step.add_prompt(lane, request)
-        return True
-
-    @staticmethod
-    def _start(lane: GenerationLane, request: Request, cached: list[BlockId]) -> None:
-        """Give a request that waits no more its blocks."""
-        lane.kv.admit(request, cached)
-        request.status = RequestStatus.RUNNING
-        lane.running[request.request_id] = request
 
     def _schedule_alone(self, step: Step, job: Job) -> None:
         """As much of one job as fits; nothing is in flight."""
@@ -372,25 +303,15 @@ class Scheduler:
             return
         lane = self.generation_lanes[job.model]
         if job.status is RequestStatus.WAITING:
-            self._admit_alone(lane, job)
+            self._seats.admit_alone(lane, job)
         step.add_prompt(lane, job)
-
-    def _admit_alone(self, lane: GenerationLane, request: Request) -> None:
-        """Start a request at once: those that would run last give way."""
-        cached = lane.kv.find_cached(request)
-        while self.num_running == self.max_num_seqs or not lane.kv.can_admit(request, cached):
-            running = [other for each in self.generation_lanes.values() for other in each.running.values()]
-            victim = choose_victim(running, lane.waiting)
-            assert victim is not None, "`add` has seen that the request fits"
-            self._preempt(self.generation_lanes[victim.model], victim)
-        self._start(lane, request, cached)
 
     def _schedule_texts(self, step: Step) -> None:
         """Take texts of waiting jobs of all models in the policy's order, as many as fit, but at least one.
 
         A text cannot be cut, and one that is longer than the room beside steady generation would never be computed.
         """
-        while lane := self._first_lane(self.embedding_lanes.values()):
+        while lane := first_lane(self.embedding_lanes.values()):
             if step.has_texts and _next_text_len(lane) > step.room_for(lane):
                 return
             job = lane.waiting.peek()
@@ -398,12 +319,6 @@ class Scheduler:
             step.add_text(lane, job)
             if not job.remaining:
                 lane.waiting.pop()
-
-    @staticmethod
-    def _first_lane(lanes: Iterable[_LaneT]) -> _LaneT | None:
-        """The lane whose first waiting job is the policy's first of all; None: nothing waits."""
-        waiting = [lane for lane in lanes if lane.waiting]
-        return min(waiting, key=lambda lane: lane.waiting.key(lane.waiting.peek()), default=None)
 
 
 def _next_text_len(lane: EmbeddingLane) -> int:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 
+from .accounts import charge_row
 from .lanes import EmbeddingLane, GenerationLane, Lane
 from .pace import MIN_TOKENS, StepPace
 from .plan import EmbeddingBatch, EmbeddingInput, GenerationBatch, ScheduledRow, StepPlan
@@ -93,7 +94,7 @@ class Step:
         self._num_tokens += num_tokens
         self._spend(lane, num_tokens)
         lane.num_prompt_tokens += num_tokens
-        lane.waiting.charge(job, num_tokens)
+        lane.waiting.charge(job, lane.token_cost * num_tokens)
 
     def reserve_for_texts(self, lane: EmbeddingLane, num_tokens: int) -> None:
         """Keep half of what is left for texts, and time for the first, which has `num_tokens` and cannot be cut."""
@@ -139,7 +140,7 @@ class Step:
         self.scheduled.add(request.request_id)
         self._num_tokens += num_tokens
         lane.kv.remember(request, row.end)
-        lane.waiting.charge(request, num_tokens)
+        lane.waiting.charge(request, lane.token_cost * charge_row(row))
 
     def _reserve(self, seconds: float) -> None:
         tokens = max(0, self._budget - self._num_tokens - sum(tokens for tokens, _ in self._reserved))

@@ -7,7 +7,6 @@ import pytest
 
 from penstock.scheduler.kv_arena import KVArena
 from penstock.scheduler.kv_cache import KVCacheManager
-from penstock.scheduler.lanes import EmbeddingLane, GenerationLane
 from penstock.scheduler.messages import Submit
 from penstock.scheduler.pace import MIN_TOKENS, ModelPace, StepPace
 from penstock.scheduler.plan import StepPlan
@@ -95,9 +94,9 @@ class Simulation:
         self.scheduler = Scheduler(max_num_seqs=64, max_num_batched_tokens=budget, pace=StepPace(target))
         arena = KVArena(40_000, 1000)
         for model, max_len in (("chat", 200_000), ("big", 20_000)):
-            lane = GenerationLane(model, KVCacheManager(arena, 3, 16, enable_prefix_caching=False), max_len)
-            self.scheduler.generation_lanes[model] = lane
-        self.scheduler.embedding_lanes["docs"] = EmbeddingLane("docs", 512)
+            kv = KVCacheManager(arena, 3, 16, enable_prefix_caching=False)
+            self.scheduler.install_generation(model, kv, max_len)
+        self.scheduler.install_embedding("docs", 512)
         self.num_added = 0
         self.step_seconds: list[float] = []
         self.num_prompt_tokens = 0

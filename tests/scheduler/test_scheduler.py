@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from penstock.scheduler.errors import ContextLengthError, RequestError
 from penstock.scheduler.kv_arena import KVArena
 from penstock.scheduler.kv_cache import KVCacheManager
-from penstock.scheduler.lanes import EmbeddingLane, GenerationLane
 from penstock.scheduler.messages import Submit
 from penstock.scheduler.pace import StepPace
 from penstock.scheduler.plan import StepPlan
@@ -27,8 +26,8 @@ def make_scheduler(
     scheduler = Scheduler(max_num_seqs=max_num_seqs, max_num_batched_tokens=budget, pace=StepPace(0))
     arena = KVArena(num_blocks, slab_bytes=num_blocks)
     kv = KVCacheManager(arena, 1, block_size, enable_prefix_caching=prefix)
-    scheduler.generation_lanes["m"] = GenerationLane("m", kv, 1000)
-    scheduler.embedding_lanes["e"] = EmbeddingLane("e", 100)
+    scheduler.install_generation("m", kv, 1000)
+    scheduler.install_embedding("e", 100)
     return scheduler
 
 
@@ -443,7 +442,7 @@ def test_no_sequence_of_events_leaks_a_block_or_loses_a_request(
 
     def install(model: str, size: int) -> None:
         kv = KVCacheManager(shared, size, 4, enable_prefix_caching=prefix)
-        scheduler.generation_lanes[model] = GenerationLane(model, kv, 1000)
+        scheduler.install_generation(model, kv, 1000)
 
     for model, size in zip("mn", block_bytes, strict=True):
         install(model, size)
