@@ -17,7 +17,7 @@ from .handlers.background import ResponseRuns
 from .keys.doorkeeper import Doorkeeper
 from .keys.key_file import KEY_FILE, KeyFile
 from .keys.ring import KeyRing
-from .limits.ledger import Ledger
+from .limits.ledger import LEDGER_FOLDER, Ledger
 from .limits.meter import Meter
 from .listener import HttpServer
 from .neighbours import Neighbours
@@ -88,7 +88,7 @@ class Front:
         self.keys = KeyRing(KeyFile(settings.home / KEY_FILE), no_auth=not settings.auth, since=config.started_at)
         self._doorkeeper = Doorkeeper(self.keys, on_loopback=config.on_loopback)
         self._downloads = Downloads(settings.home)
-        self._meter = Meter(Ledger(settings.home / "limits"))
+        self._meter = Meter(Ledger(settings.home / LEDGER_FOLDER))
         self._runs = ResponseRuns(open_store(self._database), TurnLocks(settings.home / "turns.lock"))
         name = f"API process {config.index}" if settings.api_processes > 1 else ""
         self.drain = Drain(settings.drain_timeout, name)

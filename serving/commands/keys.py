@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sqlite3
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,8 @@ from rich.table import Table
 
 from ..keys.key import Key, digest, new_key
 from ..keys.key_file import KEY_FILE, KeyFile, KeyFileError
+from ..limits.ledger import LEDGER_FOLDER, usage_today
+from ..limits.standing import NOTHING, Usage
 from ..principal import Limits
 from ..settings import Settings
 from .options import CommandError, make_parser, run_command, stdout
@@ -120,19 +123,24 @@ def _add(options: argparse.Namespace, settings: Settings) -> None:
 def _list(options: argparse.Namespace, settings: Settings) -> None:
     with _key_file(settings) as file:
         keys = file.read()
+    try:
+        usage = usage_today(settings.home / LEDGER_FOLDER)
+    except (sqlite3.Error, OSError) as error:
+        raise CommandError(f"what the keys have used cannot be read: {error}") from error
+    used = [(key, usage.get(key.principal().id, NOTHING)) for key in keys]
     if options.json:
-        print(json.dumps([_json(key) for key in keys], indent=2))
+        print(json.dumps([_json(key, today) for key, today in used], indent=2))
     elif not keys:
         print("there are no API keys; `penstock keys add NAME` makes one")
     else:
-        stdout().print(_table(keys), markup=False)
+        stdout().print(_table(used), markup=False)
 
 
-def _table(keys: list[Key]) -> Table:
+def _table(used: list[tuple[Key, Usage]]) -> Table:
     table = Table()
-    for heading in ("Name", "Key", "Scopes", "Weight", "Limits", "Created", "Last used", "Revoked"):
+    for heading in ("Name", "Key", "Scopes", "Weight", "Limits", "Used today", "Created", "Last used", "Revoked"):
         table.add_column(heading)
-    for key in keys:
+    for key, today in used:
         limits = [f"{limit:,} {_SHORT[name]}" for name in _LIMITS if (limit := getattr(key.limits, name))]
         table.add_row(
             key.name,
@@ -140,6 +148,7 @@ def _table(keys: list[Key]) -> Table:
             ", ".join(sorted(key.scopes)),
             f"{key.weight:g}",
             ", ".join(limits) or "–",
+            f"{today.num_requests:,} requests, {today.num_tokens:,} tokens" if today.num_requests else "–",
             *(_minute(moment) for moment in (key.created_at, key.last_used_at, key.revoked_at)),
         )
     return table
@@ -176,14 +185,17 @@ def _key_file(settings: Settings) -> Iterator[KeyFile]:
             raise CommandError(str(error)) from error
 
 
-def _json(key: Key) -> dict[str, object]:
-    """What may be shown of a key."""
+def _json(key: Key, today: Usage = NOTHING) -> dict[str, object]:
+    """What may be shown of a key, with what it has used since midnight in UTC."""
     return {
         "name": key.name,
         "prefix": key.prefix,
         "scopes": sorted(key.scopes),
         "weight": key.weight,
         **{name: getattr(key.limits, name) for name in _LIMITS},
+        "requests_today": today.num_requests,
+        "prompt_tokens_today": today.num_prompt_tokens,
+        "output_tokens_today": today.num_output_tokens,
         "created_at": key.created_at,
         "last_used_at": key.last_used_at,
         "revoked_at": key.revoked_at,

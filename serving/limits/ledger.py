@@ -22,6 +22,8 @@ Clock = Callable[[], int]
 """Unix microseconds."""
 _PATIENCE = 5.0
 """Seconds to wait for another process's transaction."""
+LEDGER_FOLDER = "limits"
+"""In the home."""
 _FILE = "ledger.sqlite3"
 _VERSION = 1
 _SCHEMA = """

@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import pytest
 from penstock.serving.cli import main
 from penstock.serving.keys.key import digest
 from penstock.serving.keys.key_file import KEY_FILE, KeyFile
+from penstock.serving.limits.ledger import LEDGER_FOLDER, Ledger
+from penstock.serving.limits.standing import Usage
 from penstock.serving.principal import Limits
 
 
@@ -44,6 +47,24 @@ def test_all_that_a_key_can_have(home: Path, capsys: pytest.CaptureFixture[str])
     assert main(["keys", "list", "--json"]) == 0
     (listed,) = json.loads(capsys.readouterr().out)
     assert listed == {name: value for name, value in made.items() if name != "key"}
+
+
+def test_what_a_key_has_used_today_is_listed(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("alice", "bob"):
+        assert main(["keys", "add", name]) == 0
+    (alice, _) = KeyFile(home / KEY_FILE).read()
+    with closing(Ledger(home / LEDGER_FOLDER)) as ledger:
+        ledger.charge({alice.principal(): Usage(2, 1500, 34)})
+    capsys.readouterr()
+    assert main(["keys", "list", "--json"]) == 0
+    names = ("name", "requests_today", "prompt_tokens_today", "output_tokens_today")
+    listed = [tuple(key[name] for name in names) for key in json.loads(capsys.readouterr().out)]
+    assert listed == [("alice", 2, 1500, 34), ("bob", 0, 0, 0)]
+    assert main(["keys", "list"]) == 0
+    assert re.search(r"alice.*2 requests.*bob.*–", capsys.readouterr().out, re.DOTALL)
+    (home / LEDGER_FOLDER / "ledger.sqlite3").write_text("no database at all " * 100)
+    assert main(["keys", "list"]) == 1
+    assert "what the keys have used cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("how", ["name", "prefix", "start", "whole"])
