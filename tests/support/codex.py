@@ -48,19 +48,20 @@ def codex_binary() -> str:
     return found
 
 
-def write_config(home: Path, base_url: str, model: str, **settings: Any) -> None:
+def write_config(home: Path, base_url: str, model: str, *, retries: int = 0, **settings: Any) -> None:
     """A CODEX_HOME with a provider that points at the server.
 
     Args:
         home: the folder.
         base_url: with /v1.
         model: its name.
+        retries: of a stream that fails, and of a request.
         settings: more top-level settings.
     """
     lines = [f"{name} = {json.dumps(value)}" for name, value in {"model": model, **settings}.items()]
     lines += ['model_provider = "penstock"', "[model_providers.penstock]", 'name = "penstock"']
-    lines += [f"base_url = {json.dumps(base_url)}", 'wire_api = "responses"', "request_max_retries = 0"]
-    lines += ["stream_max_retries = 0"]
+    lines += [f"base_url = {json.dumps(base_url)}", 'wire_api = "responses"', f"request_max_retries = {retries}"]
+    lines += [f"stream_max_retries = {retries}"]
     (home / "config.toml").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 

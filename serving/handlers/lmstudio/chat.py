@@ -23,6 +23,8 @@ from .stats import stats_v1
 
 _log = logging.getLogger(__name__)
 Event = dict[str, Any]
+_ANNOUNCEMENTS = frozenset({"chat.start", "prompt_processing.start"})
+"""Sent with what follows them: a job that is refused at once is answered with a status."""
 
 
 class NativeChat:
@@ -63,11 +65,15 @@ class NativeChat:
     async def stream(self) -> AsyncGenerator[bytes]:
         """The answer as framed events. What goes wrong before the first is raised; later it is an event, as all is."""
         begun = False
+        held = b""
         try:
             async with aclosing(self._events()) as events:
                 async for event in events:
-                    begun = True
-                    yield typed_event(event)
+                    held += typed_event(event)
+                    if event["type"] not in _ANNOUNCEMENTS:
+                        begun = True
+                        yield held
+                        held = b""
         except Exception as error:
             if not begun:
                 raise
