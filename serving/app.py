@@ -50,7 +50,7 @@ def create_app(
     max_body_bytes: int = MAX_BODY_BYTES,
     counts_steps: bool = True,
 ) -> FastAPI:
-    """The application.
+    """The application, with its `Services` as `state.services`.
 
     Args:
         engine: started, or about to be; its `on_step` is taken for the metrics.
@@ -76,6 +76,7 @@ def create_app(
         drain or Drain(),
         meter,
     )
+    app.state.services = services
     routers = [
         anthropic_router(services, max_body_bytes=max_body_bytes),
         chat_router(services, max_body_bytes=max_body_bytes),

@@ -14,6 +14,7 @@ from .app import create_app
 from .drain import Drain
 from .engine_client import EngineClient
 from .handlers.background import ResponseRuns
+from .handlers.responses.resuming import Resumption
 from .keys.doorkeeper import Doorkeeper
 from .keys.key_file import KEY_FILE, KeyFile
 from .keys.ring import KeyRing
@@ -95,7 +96,7 @@ class Front:
         self.drain.num_background = lambda: self._runs.num_background
         self._neighbours = Neighbours(config.folder, config.index, settings.api_processes)
         self._lifecycle = self._make_lifecycle()
-        app: ASGIApp = create_app(
+        api = create_app(
             self.engine,
             self.registry,
             self._lifecycle,
@@ -106,6 +107,8 @@ class Front:
             identify=self._doorkeeper.identify,
             counts_steps=config.index == 0,
         )
+        self._resumption = Resumption(api.state.services, self.keys.find_by_id)
+        app: ASGIApp = api
         listeners = [listener]
         if settings.api_processes > 1:
             app = self._neighbours.joined(app, self._runs, self._ensure, self._doorkeeper.identify, self.drain)
@@ -131,6 +134,7 @@ class Front:
         await self.engine.start()
         self._lifecycle.start()
         self.keys.start()
+        self._resumption.start()
         await self._warn_of_unknown_names()
         _calm_garbage_collection()
 
@@ -147,6 +151,7 @@ class Front:
     async def close(self) -> None:
         """Let everything go."""
         await self._downloads.close()
+        await self._resumption.close()
         await self._runs.close()
         await self.engine.close()
         await self._lifecycle.close()

@@ -15,14 +15,16 @@ class Recording:
 
     Args:
         forgets: events are dropped when they are read; there is one reader then, who reads from the beginning.
+        first_number: the least sequence number.
     """
 
-    def __init__(self, *, forgets: bool = False) -> None:
+    def __init__(self, *, forgets: bool = False, first_number: int = 0) -> None:
         self._forgets = forgets
         self._frames: list[bytes] = []
         self._numbers: list[int] = []
-        self._last_number = -1
+        self._last_number = first_number - 1
         self._ended = False
+        self._failure: Exception | None = None
         self._news = asyncio.Event()
 
     @classmethod
@@ -53,9 +55,10 @@ class Recording:
         self._append(event, orjson.dumps(event))
         self._wake()
 
-    def end(self) -> None:
-        """There will be no further event."""
+    def end(self, failure: Exception | None = None) -> None:
+        """There will be no further event; `failure` tells readers why, if that is not the end of the stream."""
         self._ended = True
+        self._failure = failure
         self._wake()
 
     async def follow(self, after: int = -1) -> AsyncGenerator[bytes]:
@@ -75,6 +78,8 @@ class Recording:
                     position = 0
                 if piece:
                     yield piece
+            elif self._failure is not None:
+                raise self._failure
             elif self._ended:
                 return
             else:

@@ -100,7 +100,7 @@ def resolve_sampling(
     top_k = int(_first(wishes.top_k, defaults.top_k))
     return SamplingParams(
         max_tokens=max_tokens,
-        seed=random.getrandbits(64) - 2**63 if wishes.seed is None else wishes.seed,
+        seed=draw_seed() if wishes.seed is None else wishes.seed,
         logit_bias=dict(wishes.logit_bias),
         repetition_penalty=_first(wishes.repetition_penalty, defaults.repetition_penalty),
         presence_penalty=wishes.presence_penalty,
@@ -119,6 +119,11 @@ def resolve_sampling(
         grammar_params=dict(grammar.params),
         grammar_fallback=grammar.fallback,
     )
+
+
+def draw_seed() -> int:
+    """A seed for a request that names none."""
+    return random.getrandbits(64) - 2**63
 
 
 def choice_seed(seed: int, index: int) -> int:

@@ -66,6 +66,13 @@ class KeyRing:
             self._used.add(digest)
         return principal
 
+    def find_by_id(self, principal_id: str) -> Principal | None:
+        """Who has an id by now, for work that outlives its request; None: the key is not valid any more."""
+        if self.is_open:
+            return Principal(principal_id)
+        owners = (owner for owner in self._known.principals.values() if owner.id == principal_id)
+        return next(owners, None)
+
     def was_revoked(self, digest: str) -> bool:
         """Whether a key was one."""
         return digest in self._known.revoked

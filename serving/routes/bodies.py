@@ -32,6 +32,17 @@ async def read_body(request: Request, kind: type[Body], max_bytes: int) -> Body:
     return await read_one_of(request, lambda value: kind, max_bytes)
 
 
+async def read_body_twice(request: Request, kind: type[Body], max_bytes: int) -> tuple[Body, bytes]:
+    """The validated body of a request, and its bytes.
+
+    Raises:
+        ApiError, ValidationError, ClientDisconnect: see `read_one_of`.
+    """
+    _check_form(request)
+    raw = await _read_bytes(request, max_bytes)
+    return await _validated(raw, lambda value: kind), raw
+
+
 async def read_one_of(request: Request, kind_of: Callable[[dict[str, Any]], type[Body]], max_bytes: int) -> Body:
     """The validated body of a request; `kind_of` tells from the JSON object what it should be.
 
@@ -42,7 +53,10 @@ async def read_one_of(request: Request, kind_of: Callable[[dict[str, Any]], type
         ClientDisconnect: the client went away meanwhile.
     """
     _check_form(request)
-    raw = await _read_bytes(request, max_bytes)
+    return await _validated(await _read_bytes(request, max_bytes), kind_of)
+
+
+async def _validated(raw: bytes, kind_of: Callable[[dict[str, Any]], type[Body]]) -> Body:
     if len(raw) <= INLINE_BYTES:
         return _validate(raw, kind_of)
     return await asyncio.to_thread(_validate, raw, kind_of)  # a million token ids take half a second

@@ -14,7 +14,8 @@ from ..principal import principal_of
 from ..protocol.answers import responses as answers
 from ..protocol.responses.body import CompactBody, InputTokensBody, ResponseBody
 from ..sse import EventStream, until_disconnect
-from .bodies import json_response, read_body
+from ..store.unfinished import StoredRequest
+from .bodies import json_response, read_body, read_body_twice
 from .operation import documented
 
 NOT_OFFERED = "x-penstock-tools-not-offered"
@@ -40,14 +41,18 @@ def responses_router(services: Services, *, max_body_bytes: int) -> APIRouter:
         ),
     )
     async def create_response(request: Request) -> Response:
-        body = await read_body(request, ResponseBody, max_body_bytes)
+        body, raw = await read_body_twice(request, ResponseBody, max_body_bytes)
         principal = principal_of(request)
         with services.runs.turn_in(principal.id, body.conversation.id if body.conversation else None):
             accepted = await until_disconnect(request.receive, responses.accept(body, principal))
             live = accepted.live
             try:
                 run = await services.runs.start(
-                    live, principal.id, store=body.store, stream=body.stream, background=body.background
+                    live,
+                    principal.id,
+                    store=body.store,
+                    stream=body.stream,
+                    background=StoredRequest(raw, accepted.origin.seed) if body.background else None,
                 )
             except BaseException:
                 await live.close()

@@ -10,7 +10,7 @@ import orjson
 
 from ..errors import ApiError
 from . import objects
-from .database import Database
+from .database import Database, Work
 from .items import complete_items, new_item_id
 from .objects import Json, Order, Page
 from .responses import unknown_cursor
@@ -88,6 +88,12 @@ class ConversationStore:
         Raises:
             ApiError: 404, there is no such conversation; 413, it would become too large; 503.
         """
+        return await self._database.write(*await self.appending(principal, conversation_id, items))
+
+    async def appending(
+        self, principal: str, conversation_id: str, items: Sequence[Mapping[str, Any]]
+    ) -> tuple[Work[list[Json]], int]:
+        """The work of `append`, for a transaction that does more, and how many bytes it adds."""
         complete, size = await self._complete(items)
 
         def work(connection: Connection) -> list[Json]:
@@ -97,7 +103,7 @@ class ConversationStore:
             objects.touch(connection, row.position, self._database.clock())
             return _add(connection, principal, row.position, complete)
 
-        return await self._database.write(work, size)
+        return work, size
 
     async def items(self, principal: str, conversation_id: str) -> list[Json]:
         """All items, oldest first.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ..errors import ApiError
 from .migration import NewerFileError, migrate
@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 T = TypeVar("T")
 Work = Callable[[sqlite3.Connection], T]
 """What to do inside a transaction, in the database's thread."""
+Addition = tuple[Work[Any], int]
+"""What to do inside a transaction, and how many bytes it adds."""
 
 DEFAULT_MAX_BYTES = 2**30
 DEFAULT_MAX_AGE = 30 * 24 * 3600.0
@@ -64,6 +66,10 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="store")
         self._next_aging = 0.0
+
+    def is_there(self) -> bool:
+        """Whether there is anything to read."""
+        return self._path is None or self._path.exists()
 
     async def read(self, work: Work[T]) -> T:
         """The result of `work`, which sees one state of the file and changes nothing.

@@ -2,15 +2,15 @@
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
 from sqlite3 import Connection
 
 import orjson
 
 from ..errors import ApiError
-from . import objects
-from .database import Database
+from . import objects, unfinished
+from .database import Addition, Database
 from .objects import Json, Order, Page
+from .unfinished import Lease, StoredRequest
 
 UNFINISHED = frozenset({"queued", "in_progress"})
 """Status of responses that are still being made."""
@@ -18,14 +18,8 @@ MAX_HISTORY_BYTES = 64 * 2**20
 """Of the items that a chain of responses may bring into a prompt."""
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
-    """Who makes an unfinished response; if nobody renews the lease, it will never be finished."""
-
-    process: str
-    """A name of the server process, new at each start."""
-    until: float
-    """Unix seconds."""
+class AnothersError(Exception):
+    """Another process makes this response by now: this one's lease had expired."""
 
 
 class ResponseStore:
@@ -41,7 +35,9 @@ class ResponseStore:
         input_items: Sequence[Json],
         *,
         events: Sequence[bytes] = (),
-        lease: Lease | None = None,
+        begins: tuple[Lease, StoredRequest] | None = None,
+        process: str | None = None,
+        also: Addition | None = None,
     ) -> None:
         """Write a response, over an earlier state of it.
 
@@ -50,20 +46,26 @@ class ResponseStore:
             response: the response object; its output items have ids.
             input_items: what this request added to the conversation, nothing of earlier turns; complete ones.
             events: the JSON of every event of its stream, if it may be streamed again.
-            lease: for a response that is not finished.
+            begins: of a response that is not finished: who makes it, and from what.
+            process: who has made it, if it was begun with a lease.
+            also: what to do in the same transaction.
 
         Raises:
-            ApiError: 413, it is too large; 503, the store cannot be used.
+            AnothersError: another process than `process` makes it now; nothing is written.
+            ApiError: 413, it is too large; 503, the store cannot be used; or what `also` raises.
         """
         body = {name: value for name, value in response.items() if name != "output"}
 
         def encode() -> tuple[bytes, int]:
             recorded = zlib.compress(b"\n".join(events), 1) if events else b""
-            return recorded, len(orjson.dumps([response, input_items])) + len(recorded)
+            num_asked = len(begins[1].body) if begins else 0
+            return recorded, len(orjson.dumps([response, input_items])) + len(recorded) + num_asked
 
         recorded, size = await self._database.prepare(encode)
 
         def work(connection: Connection) -> None:
+            if process and unfinished.is_anothers(connection, principal, response["id"], process):
+                raise AnothersError
             position = objects.put(
                 connection,
                 principal,
@@ -79,10 +81,12 @@ class ResponseStore:
             objects.add_items(connection, principal, position, "output", response["output"])
             if recorded:
                 connection.execute("INSERT INTO events VALUES (?, ?)", (position, recorded))
-            if lease is not None:
-                connection.execute("INSERT INTO running VALUES (?, ?, ?)", (position, lease.process, lease.until))
+            if begins is not None:
+                unfinished.begin(connection, position, *begins)
+            if also is not None:
+                also[0](connection)
 
-        await self._database.write(work, size)
+        await self._database.write(work, size + (also[1] if also else 0))
 
     async def check(self, response: Json, input_items: Sequence[Json]) -> None:
         """See that a response that is yet to be made can be stored.
@@ -93,7 +97,7 @@ class ResponseStore:
         await self._database.check(len(orjson.dumps([response, input_items])))
 
     async def get(self, principal: str, response_id: str) -> Json:
-        """A response object. One whose maker is gone has failed.
+        """A response object. One that nobody makes, and that cannot be made again, has failed.
 
         Raises:
             ApiError: 404, there is none; 503, the store cannot be used.
@@ -101,7 +105,8 @@ class ResponseStore:
 
         def read(connection: Connection) -> tuple[Json, list[Json], bool]:
             row = _find(connection, principal, response_id)
-            lost = row.body["status"] in UNFINISHED and not _is_leased(connection, row.position, self._database.clock())
+            now = self._database.clock()
+            lost = row.body["status"] in UNFINISHED and not unfinished.can_go_on(connection, row.position, now)
             return row.body, objects.items_of(connection, row.position, "input") if lost else [], lost
 
         def read_output(connection: Connection) -> Json:
@@ -194,15 +199,6 @@ class ResponseStore:
             return {}
         return await self._database.read(lambda connection: objects.find_items(connection, principal, item_ids))
 
-    async def renew(self, lease: Lease) -> None:
-        """Prolong the leases of a process.
-
-        Raises:
-            ApiError: 503, the store cannot be used.
-        """
-        update = "UPDATE running SET lease_until = ? WHERE process = ?"
-        await self._database.write(lambda connection: connection.execute(update, (lease.until, lease.process)))
-
 
 def response_not_found(response_id: str) -> ApiError:
     """404 for a response that the principal does not have."""
@@ -228,11 +224,6 @@ def _find(connection: Connection, principal: str, response_id: str) -> objects.O
     if row is None:
         raise response_not_found(response_id)
     return row
-
-
-def _is_leased(connection: Connection, position: int, now: float) -> bool:
-    row = connection.execute("SELECT lease_until FROM running WHERE owner = ?", (position,)).fetchone()
-    return row is not None and bool(row[0] >= now)
 
 
 def _previous_not_found(missing: str, asked: str) -> ApiError:

@@ -40,5 +40,15 @@ CREATE TABLE running (
     lease_until REAL NOT NULL
 ) STRICT;
 """
-STEPS = (_FIRST_TABLES,)
+# Of background responses that are not finished: they are made from the beginning when their process has ended.
+_REQUESTS = """
+CREATE TABLE requests (
+    owner INTEGER PRIMARY KEY REFERENCES objects (position) ON DELETE CASCADE,
+    body BLOB NOT NULL,
+    seed INTEGER NOT NULL,
+    num_starts INTEGER NOT NULL,
+    num_deaths INTEGER NOT NULL
+) STRICT;
+"""
+STEPS = (_FIRST_TABLES, _REQUESTS)
 """See `migration.migrate`."""

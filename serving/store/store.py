@@ -6,6 +6,7 @@ from .chats import ChatStore
 from .conversations import ConversationStore
 from .database import Database
 from .responses import ResponseStore
+from .unfinished import UnfinishedStore
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +14,7 @@ class Store:
     """What outlives a request."""
 
     responses: ResponseStore
+    unfinished: UnfinishedStore
     conversations: ConversationStore
     chats: ChatStore
     database: Database
@@ -20,4 +22,6 @@ class Store:
 
 def open_store(database: Database) -> Store:
     """The store of a database, which is opened when it is first used."""
-    return Store(ResponseStore(database), ConversationStore(database), ChatStore(database), database)
+    return Store(
+        ResponseStore(database), UnfinishedStore(database), ConversationStore(database), ChatStore(database), database
+    )

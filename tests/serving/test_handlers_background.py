@@ -12,13 +12,16 @@ import pytest
 from fake_engine import until
 
 from penstock.serving.errors import ApiError
-from penstock.serving.handlers import background
-from penstock.serving.handlers.background import ResponseRun, ResponseRuns
+from penstock.serving.handlers import background, leases
+from penstock.serving.handlers.background import NUMBERS_OF_A_START, ResponseRuns
 from penstock.serving.handlers.recording import Recording
+from penstock.serving.handlers.response_run import ResponseRun
 from penstock.serving.store.database import Database
 from penstock.serving.store.store import open_store
+from penstock.serving.store.unfinished import StoredRequest
 
 ME, OTHER = "me", "other"
+REQUEST = StoredRequest(b'{"input": "hi"}', -7)
 
 
 class Source:
@@ -82,7 +85,7 @@ async def opened(path: Path | None = None, **options: Any) -> AsyncIterator[Resp
 async def begin(
     runs: ResponseRuns, source: Source, *, store: bool = True, stream: bool = True, background: bool = False
 ) -> ResponseRun:
-    return await runs.start(source, ME, store=store, stream=stream, background=background)
+    return await runs.start(source, ME, store=store, stream=stream, background=REQUEST if background else None)
 
 
 async def collect(frames: AsyncGenerator[bytes]) -> list[dict[str, Any]]:
@@ -232,44 +235,61 @@ async def test_a_source_that_breaks_fails_the_response_and_says_nothing_of_the_r
         assert (await runs.store.responses.get(ME, "resp_1"))["status"] == "failed"
 
 
-async def test_a_server_that_stops_fails_its_background_responses(tmp_path: Path) -> None:
+async def test_a_server_that_stops_leaves_its_background_responses_to_the_next(tmp_path: Path) -> None:
     async with opened(tmp_path / "s") as runs:
         run = await begin(runs, Source(), background=True)
         client = asyncio.create_task(collect(run.recording.follow()))
         await until(lambda: run.recording.num_events == 2)
+        assert await runs.claim(ME, "resp_1") is None
         runs.stop_background()
-        assert (await client)[-1]["type"] == "response.failed"
+        with pytest.raises(ApiError, match="made again when the server is back") as caught:
+            await client
+        assert (caught.value.status, caught.value.code) == (503, "server_draining")
         kept = await begin(runs, Source("resp_2"))
         runs.stop_background()
-        assert kept.response["status"] != "failed"
     assert kept.response["status"] == "cancelled"
     async with opened(tmp_path / "s") as runs:
-        stored = await runs.store.responses.get(ME, "resp_1")
-        assert stored["status"] == "failed" and "stopped" in stored["error"]["message"]
-
-
-async def test_a_response_whose_process_is_gone_has_failed_when_its_lease_ends(tmp_path: Path) -> None:
-    now = 1000.0
-    clock = lambda: now  # noqa: E731
-    lost = open_store(Database(tmp_path / "s", clock=clock))
-    source = Source()
-    lease = background.Lease("a process that is gone", now + background.LEASE_SECONDS)
-    await lost.responses.save(ME, source.response, source.input_items, lease=lease)
-    await lost.database.close()
-    async with opened(tmp_path / "s", clock=clock) as runs:
         assert (await runs.store.responses.get(ME, "resp_1"))["status"] == "queued"
-        now += 15
-        await runs.store.responses.renew(background.Lease("another process", now + background.LEASE_SECONDS))
-        now += 6
-        for _ in range(2):
-            stored = await runs.store.responses.get(ME, "resp_1")
-            assert stored["status"] == "failed" and stored["error"]["code"] == "server_error"
-        page = await runs.store.responses.input_items(ME, "resp_1", after=None, limit=9, order="asc")
-        assert [item["id"] for item in page.items] == ["msg_in_resp_1"]
+        (abandoned,) = await runs.store.unfinished.abandoned(9)
+        assert (abandoned.principal, abandoned.response_id, abandoned.model) == (ME, "resp_1", "m")
+        claimed = await runs.claim(ME, "resp_1")
+        assert claimed is not None and claimed.response == Source().response and claimed.request == REQUEST
+        assert [item["id"] for item in claimed.input_items] == ["msg_in_resp_1"]
+        assert (claimed.num_starts, claimed.num_deaths) == (2, 0)
+        source = Source()
+        source.go.set()
+        events = await collect(runs.resume(claimed, source).recording.follow(5))
+        assert [event["sequence_number"] for event in events] == [NUMBERS_OF_A_START + n for n in range(6)]
+        assert events[0]["type"] == "response.created"
+        assert (await runs.store.responses.get(ME, "resp_1"))["status"] == "completed"
+        assert await runs.store.unfinished.abandoned(9) == [] and await runs.claim(ME, "resp_1") is None
+
+
+async def test_a_process_that_was_taken_for_dead_does_not_spoil_what_another_makes(tmp_path: Path) -> None:
+    now = 1000.0
+    async with opened(tmp_path / "s", clock=lambda: now) as slept, opened(tmp_path / "s", clock=lambda: now) as runs:
+        conversation = await runs.store.conversations.create(ME, [], {})
+        early = Source(words=("early",), conversation={"id": conversation["id"]})
+        run = await begin(slept, early, background=True)
+        assert await runs.claim(ME, "resp_1") is None
+        now += leases.LEASE_SECONDS + 1
+        assert await slept.claim(ME, "resp_1") is None, "it makes it still"
+        claimed = await runs.claim(ME, "resp_1")
+        assert claimed is not None and claimed.num_deaths == 1
+        late = Source(words=("late",), conversation={"id": conversation["id"]})
+        again = runs.resume(claimed, late)
+        early.go.set()
+        await until(lambda: slept.find(ME, "resp_1") is None)
+        assert run.response["status"] == "completed"
+        assert (await runs.store.responses.get(ME, "resp_1"))["status"] == "queued"
+        late.go.set()
+        await until(lambda: runs.find(ME, "resp_1") is None)
+        assert (await runs.store.responses.get(ME, "resp_1")) == again.response
+        assert len(await runs.store.conversations.items(ME, conversation["id"])) == 2
 
 
 async def test_leases_are_renewed_while_their_process_lives(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(background, "_RENEWAL_INTERVAL", 0.001)
+    monkeypatch.setattr(leases, "_RENEWAL_INTERVAL", 0.001)
     now = 1000.0
     async with opened(clock=lambda: now) as runs:
         await begin(runs, Source(), background=True)

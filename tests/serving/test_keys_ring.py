@@ -12,7 +12,7 @@ import pytest
 from penstock.serving.keys.key import Key, digest, new_key
 from penstock.serving.keys.key_file import KeyFile, KeyFileError
 from penstock.serving.keys.ring import KeyRing
-from penstock.serving.principal import Limits
+from penstock.serving.principal import Limits, Principal
 
 
 def add(path: Path, name: str) -> tuple[str, Key]:
@@ -51,6 +51,18 @@ def test_the_ring_follows_the_file(path: Path) -> None:
         ring.refresh()
         assert ring.find(alice) is None and ring.was_revoked(alice) and ring.find(bob) is not None
         assert not ring.was_revoked(digest("unknown"))
+
+
+def test_who_has_an_id_is_known_until_the_key_is_revoked(path: Path) -> None:
+    with closing(ring_of(path)) as ring:
+        assert ring.find_by_id("anything") == Principal("anything"), "no key is needed"
+        _, row = add(path, "alice")
+        ring.refresh()
+        assert ring.find_by_id(row.principal().id) == row.principal()
+        assert ring.find_by_id("anything") is None
+        revoke(path, row)
+        ring.refresh()
+        assert ring.find_by_id(row.principal().id) is None
 
 
 def test_revoking_the_last_key_does_not_open_the_server(path: Path) -> None:

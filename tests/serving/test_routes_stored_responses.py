@@ -10,7 +10,7 @@ from openai import AsyncOpenAI, BadRequestError, NotFoundError
 from penstock.serving.handlers.responses.answer import response_head
 from penstock.serving.protocol.responses.body import ResponseBody
 from penstock.serving.store.database import Database
-from penstock.serving.store.responses import Lease
+from penstock.serving.store.unfinished import Lease, StoredRequest
 
 
 def client(front: Front, key: str = "mine") -> AsyncOpenAI:
@@ -366,7 +366,8 @@ async def test_thinking_is_sealed_when_it_is_asked_for() -> None:
 async def test_a_response_that_another_process_makes_can_be_read_but_not_followed() -> None:
     async with open_front() as front:
         response = plain_response() | {"status": "queued", "background": True}
-        await front.store.responses.save("", response, [], lease=Lease("another", 1e12))
+        begins = (Lease("another", 1e12), StoredRequest(b"{}", 1))
+        await front.store.responses.save("", response, [], begins=begins)
         assert (await front.http.get("/v1/responses/resp_1")).json()["status"] == "queued"
         error(await front.http.get("/v1/responses/resp_1?stream=true"), 409, "response_made_elsewhere", "response_id")
         error(await front.http.post("/v1/responses/resp_1/cancel"), 409, "response_made_elsewhere", "response_id")

@@ -10,6 +10,7 @@ from penstock.serving.store import responses
 from penstock.serving.store.database import Database
 from penstock.serving.store.items import complete_item
 from penstock.serving.store.store import Store, open_store
+from penstock.serving.store.unfinished import Lease, StoredRequest
 
 ME, OTHER = "me", "other"
 
@@ -63,7 +64,8 @@ async def test_a_chain_with_a_gap_is_refused_by_name(store: Store) -> None:
 
 
 async def test_an_unfinished_response_has_no_history(store: Store) -> None:
-    await store.responses.save(ME, answer(1, status="in_progress"), [], lease=responses.Lease("p", 1e12))
+    begins = (Lease("p", 1e12), StoredRequest(b"{}", 1))
+    await store.responses.save(ME, answer(1, status="in_progress"), [], begins=begins)
     error = await refusal(store.responses.history(ME, "resp_1"))
     assert (error.status, error.code) == (400, "previous_response_not_finished")
 

@@ -3,7 +3,7 @@
 import time
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from ...principal import Principal
 from ...protocol.responses.body import CompactBody, InputTokensBody, ResponseBody, TextConfig
@@ -11,7 +11,7 @@ from ...protocol.responses.items import CompactionTrigger
 from ...text.output_format import OutputFormat
 from ...text.tools import ToolChoice
 from ..output_format import format_of_schema
-from ..sampling import wishes_of
+from ..sampling import draw_seed, wishes_of
 from ..services import Services
 from ..turn import Turn, TurnRequest, count_prompt_tokens
 from .answer import Json, response_head
@@ -26,10 +26,22 @@ MAX_SUMMARY_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
+class Origin:
+    """What a response has from the moment it is asked for, and keeps if it is made again."""
+
+    response_id: str = field(default_factory=lambda: f"resp_{uuid.uuid4().hex}")
+    created_at: int = field(default_factory=lambda: int(time.time()))
+    """Unix seconds."""
+    seed: int = field(default_factory=draw_seed)
+    """Of its sampling, if the request names none."""
+
+
+@dataclass(frozen=True, slots=True)
 class Accepted:
     """A request that can be served."""
 
     live: LiveResponse
+    origin: Origin
     not_offered: Sequence[str]
     """Types of tools that the model does not get, since nobody here runs them."""
 
@@ -40,8 +52,13 @@ class ResponsesHandler:
 
     services: Services
 
-    async def accept(self, body: ResponseBody, principal: Principal) -> Accepted:
+    async def accept(self, body: ResponseBody, principal: Principal, again: Origin | None = None) -> Accepted:
         """Check a request, gather its history and begin to answer it.
+
+        Args:
+            body: of the request.
+            principal: whose it is.
+            again: of a response that is made again; nobody waits for it to show that it is right.
 
         Raises:
             ApiError: the request cannot be served as it is.
@@ -50,15 +67,16 @@ class ResponsesHandler:
         """
         conversation = await gather_conversation(self.services.store, body, principal)
         toolbox = Toolbox(body.all_tools, body.tool_choice)
-        response_id = f"resp_{uuid.uuid4().hex}"
+        origin = again or Origin()
         wants_logprobs = "message.output_text.logprobs" in body.include or body.top_logprobs is not None
+        wishes = wishes_of(
+            body,
+            max_tokens=body.max_output_tokens or (MAX_SUMMARY_TOKENS if conversation.compacts else None),
+            logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
+        )
         request = replace(
-            _turn_request(body, response_id, conversation, toolbox, principal),
-            sampling=wishes_of(
-                body,
-                max_tokens=body.max_output_tokens or (MAX_SUMMARY_TOKENS if conversation.compacts else None),
-                logprobs=(body.top_logprobs or 0) if wants_logprobs else None,
-            ),
+            _turn_request(body, origin.response_id, conversation, toolbox, principal),
+            sampling=wishes if wishes.seed is not None else replace(wishes, seed=origin.seed),
             stop=body.stop,
             ttl=body.ttl,
             priority=body.priority,
@@ -78,14 +96,14 @@ class ResponsesHandler:
 
         plan = Plan(
             request,
-            response_head(body, response_id, int(time.time())),
+            response_head(body, origin.response_id, origin.created_at),
             conversation.new_items,
             make_output,
             may_shorten=conversation.compacts or body.truncation == "auto",
         )
         live = LiveResponse(plan, self.services)
-        await live.start()
-        return Accepted(live, toolbox.not_offered)
+        await live.start(patiently=again is not None)
+        return Accepted(live, origin, toolbox.not_offered)
 
     async def count(self, body: InputTokensBody, principal: Principal) -> Json:
         """How many tokens a request's prompt has.

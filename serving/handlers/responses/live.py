@@ -69,15 +69,15 @@ class LiveResponse:
         self._task: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def start(self) -> None:
-        """Begin the work, and wait a little for what is wrong with the request.
+    async def start(self, *, patiently: bool = False) -> None:
+        """Begin the work, and wait a little for what is wrong with the request; `patiently`: until that is known.
 
         Raises:
             Exception: whatever ended the work at once; nothing is left of it.
         """
         self._task = asyncio.create_task(self._work(), name=self.response["id"])
         try:
-            async with asyncio.timeout(FIRST_SIGN_SECONDS):
+            async with asyncio.timeout(None if patiently else FIRST_SIGN_SECONDS):
                 self._first = await self._news.get()
         except TimeoutError:
             return  # no news is good news
