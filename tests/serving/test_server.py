@@ -113,9 +113,10 @@ def begin_streams(streams: ExitStack, server: ServerProcess, count: int, num_wor
 
 
 def begin_to_drain(server: ServerProcess) -> httpx.Response:
-    """Send SIGTERM; the first refusal of work after that."""
+    """Send SIGTERM; the first refusal of work after that. It is work that needs no worker."""
     server.process.send_signal(signal.SIGTERM)
-    while (answer := complete(server, "tiny")).status_code == 200:
+    body = {"model": "tiny", "prompt": "a"}
+    while (answer := httpx.post(f"{server.base_url}/tokenize", json=body, timeout=20)).status_code == 200:
         pass
     return answer
 
