@@ -97,7 +97,7 @@ class Drain:
             "server.",
             status=503,
             code="server_draining",
-            headers={"retry-after": str(seconds)},
+            retry_after=seconds,
         )
 
     def _is_busy(self) -> bool:
