@@ -58,6 +58,8 @@ class EngineConfig:
     fair_share: bool = True
     """Serve the principal first that has had least; else by priority and arrival alone."""
     enable_prefix_caching: bool = True
+    shared_prefix_cache: bool = False
+    """Requests share blocks whoever sends them; else only those of one principal do."""
     overlap: Literal["auto", "on", "off"] = "auto"
     """Prepare a step on the host while the device computes the one before; auto: on a GPU. A CPU would be both."""
     speculation: Literal["off", "ngram"] = "off"

@@ -12,11 +12,18 @@ class KVCacheManager:
     """Block tables of one model's requests over a `BlockPool` and a `PrefixCache`; never touches a tensor."""
 
     def __init__(
-        self, arena: KVArena, block_bytes: int, block_size: int, *, enable_prefix_caching: bool = True
+        self,
+        arena: KVArena,
+        block_bytes: int,
+        block_size: int,
+        *,
+        enable_prefix_caching: bool = True,
+        shared_prefix_cache: bool = False,
     ) -> None:
         """A block of this model takes `block_bytes` of the arena and holds `block_size` tokens."""
         self.block_size = block_size
         self.enable_prefix_caching = enable_prefix_caching
+        self.shared_prefix_cache = shared_prefix_cache
         self.prefix_cache = PrefixCache()
         self.pool = BlockPool(arena, block_bytes, self.prefix_cache.forget)
 
@@ -38,7 +45,7 @@ class KVCacheManager:
         if not self.enable_prefix_caching or request.needs_prompt_logprobs:
             return []
         num_full_blocks = (request.num_tokens - 1) // self.block_size
-        extend_block_hashes(request, self.block_size, num_full_blocks)
+        extend_block_hashes(request, self.block_size, num_full_blocks, is_shared=self.shared_prefix_cache)
         return self.prefix_cache.longest_prefix(request.block_hashes[:num_full_blocks])
 
     def can_admit(self, request: Request, cached: Sequence[BlockId]) -> bool:
@@ -89,7 +96,7 @@ class KVCacheManager:
         num_full_blocks = min(num_tokens, len(request.token_ids)) // self.block_size
         if num_full_blocks <= request.num_shared_blocks:
             return
-        extend_block_hashes(request, self.block_size, num_full_blocks)
+        extend_block_hashes(request, self.block_size, num_full_blocks, is_shared=self.shared_prefix_cache)
         for index in range(request.num_shared_blocks, num_full_blocks):
             self.prefix_cache.remember(request.block_ids[index], request.block_hashes[index])
         request.num_shared_blocks = num_full_blocks

@@ -62,7 +62,13 @@ class KVMemory:
             self._allocate(runner, num_bytes)
         assert self._storage is not None and self._arena is not None
         runner.use_kv_memory(self._storage)
-        return KVCacheManager(self._arena, size, config.block_size, enable_prefix_caching=config.enable_prefix_caching)
+        return KVCacheManager(
+            self._arena,
+            size,
+            config.block_size,
+            enable_prefix_caching=config.enable_prefix_caching,
+            shared_prefix_cache=config.shared_prefix_cache,
+        )
 
     def shrink(self, num_bytes: int, runners: Collection[GenerationRunner]) -> bool:
         """Give `num_bytes` to the weights of another model, which may be done between two steps.

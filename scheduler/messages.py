@@ -43,7 +43,7 @@ class Submit:
     priority: int = 0
     """Lower runs earlier."""
     cache_salt: str = ""
-    """Requests share prefix-cache blocks only under the same salt."""
+    """Requests share prefix-cache blocks only under the same salt, those of two principals only if so configured."""
     group: str = ""
     """The jobs of one request, which are let into the queue or refused together; empty: it is the only one."""
     is_resumed: bool = False

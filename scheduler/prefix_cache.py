@@ -1,7 +1,9 @@
 """Which blocks hold which token prefixes, so that requests with a common beginning compute it once.
 
 A full block is known by a hash over its tokens and the hash of the block before it: equal hashes mean equal prefixes,
-not only equal blocks. The chain starts from the request's cache salt.
+not only equal blocks. The chain starts from whose request it is and from its cache salt: how soon an answer begins
+tells whether its prompt was there, and so whoever shares blocks with others can find out, guess by guess, what they
+have sent.
 """
 
 from array import array
@@ -13,11 +15,19 @@ from .request import BlockId, Request
 _DIGEST_SIZE = 16  # 128 bits: a collision, which would mix two users' prompts, stays out of reach
 
 
-def extend_block_hashes(request: Request, block_size: int, num_blocks: int) -> None:
-    """Make `request.block_hashes` cover its first `num_blocks` blocks, all of which are full."""
+def chain_start(request: Request, *, is_shared: bool = False) -> bytes:
+    """What a request's first block has for the hash of the block before it; `is_shared`: whoever's request it is."""
+    # The principal is a key of fixed length, so that no other pair of principal and salt has the same bytes.
+    principal = "" if is_shared else request.principal
+    owner = blake2b(principal.encode(), digest_size=_DIGEST_SIZE).digest()
+    return blake2b(request.cache_salt.encode(), digest_size=_DIGEST_SIZE, key=owner).digest()
+
+
+def extend_block_hashes(request: Request, block_size: int, num_blocks: int, *, is_shared: bool = False) -> None:
+    """Make `request.block_hashes` cover its first `num_blocks` blocks, all of which are full; see `chain_start`."""
     hashes = request.block_hashes
     for index in range(len(hashes), num_blocks):
-        parent = hashes[-1] if hashes else blake2b(request.cache_salt.encode(), digest_size=_DIGEST_SIZE).digest()
+        parent = hashes[-1] if hashes else chain_start(request, is_shared=is_shared)
         tokens = array("q", request.token_ids[index * block_size : (index + 1) * block_size])
         hashes.append(blake2b(tokens.tobytes(), digest_size=_DIGEST_SIZE, key=parent).digest())
 

@@ -166,7 +166,17 @@ class Settings(BaseSettings):
         description="seconds that a request may take in all, after which it fails with 504; 0: no bound",
         json_schema_extra=_metavar("SECONDS"),
     )
+    fair_share: bool = Field(
+        default=True,
+        description="serve the API key first that has had least of the device, in proportion to the keys' weights; "
+        "without it requests go by priority and arrival alone, whoever sends them",
+    )
     enable_prefix_caching: bool = Field(default=True, description="let requests share the computed parts of prompts")
+    shared_prefix_cache: bool = Field(
+        default=False,
+        description="let requests with different API keys share them too: first tokens come sooner where prompts begin "
+        "alike, but by that a client can find out what another has sent",
+    )
     speculation: Literal["off", "ngram"] = Field(
         default="off",
         description="ngram: guess tokens from what followed the last ones earlier in the text, and compute them "
@@ -317,7 +327,9 @@ class Settings(BaseSettings):
             max_waiting_tokens=self.max_waiting_tokens,
             queue_timeout=self.queue_timeout,
             request_timeout=self.request_timeout,
+            fair_share=self.fair_share,
             enable_prefix_caching=self.enable_prefix_caching,
+            shared_prefix_cache=self.shared_prefix_cache,
             speculation=self.speculation,
             num_draft_tokens=self.num_draft_tokens,
             min_ngram=self.min_ngram,

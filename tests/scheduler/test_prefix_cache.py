@@ -6,10 +6,12 @@ from penstock.scheduler.request import BlockId, Request
 from penstock.scheduler.sampling_params import SamplingParams
 
 
-def hashes_of(tokens: list[int], *, salt: str = "", block_size: int = 4) -> list[bytes]:
+def hashes_of(
+    tokens: list[int], *, salt: str = "", block_size: int = 4, principal: str = "", is_shared: bool = False
+) -> list[bytes]:
     params = SamplingParams(max_tokens=1, seed=0)
-    request = Request.from_submit(Submit("r", "m", tokens, params, 0.0, cache_salt=salt))
-    extend_block_hashes(request, block_size, len(tokens) // block_size)
+    request = Request.from_submit(Submit("r", "m", tokens, params, 0.0, cache_salt=salt, principal=principal))
+    extend_block_hashes(request, block_size, len(tokens) // block_size, is_shared=is_shared)
     return request.block_hashes
 
 
@@ -19,6 +21,22 @@ def test_hashes_are_of_the_whole_prefix_and_the_salt() -> None:
     assert not set(one) & set(two)
     assert not set(one) & set(hashes_of([1, 2, 3, 4, 5, 6, 7, 8], salt="x"))
     assert len(set(one)) == 2
+
+
+def test_principals_share_nothing_unless_they_are_meant_to() -> None:
+    tokens = [*range(8)]
+    alice = hashes_of(tokens, principal="alice")
+    assert alice == hashes_of(tokens, principal="alice")
+    for other in (
+        hashes_of(tokens, principal="bob"),
+        hashes_of(tokens),
+        hashes_of(tokens, salt="alice"),
+        hashes_of(tokens, principal="al", salt="ice"),
+    ):
+        assert not set(alice) & set(other)
+    shared = hashes_of(tokens, principal="alice", is_shared=True)
+    assert shared == hashes_of(tokens, principal="bob", is_shared=True)
+    assert not set(shared) & set(hashes_of(tokens, principal="bob", salt="x", is_shared=True))
 
 
 def test_hashes_are_extended_not_made_again() -> None:
