@@ -146,8 +146,9 @@ class AdmissionControl:
                     self._start(entry, entry.num_tokens)
         for texts in plan.embedding:
             for item in texts.inputs:
-                if (entry := self._entries.get(item.request_id)) is not None:
-                    self._start(entry, len(item.token_ids))
+                entry = self._entries.get(item.request_id)
+                if entry is not None and entry.num_tokens:  # a text may come again after a step that failed
+                    self._start(entry, min(len(item.token_ids), entry.num_tokens))
         for queue in self._queues.values():
             queue.meter.end_step(has_backlog=queue.total.num_jobs > queue.num_reserved)
 

@@ -48,9 +48,10 @@ class AloneJobs:
         self._had_turn = self.is_next(num_others)
         return self._had_turn
 
+    def of_model(self, model: str) -> list[Job]:
+        """Those of one model."""
+        return [job for job in self._jobs.values() if job.model == model]
+
     def num_waiting(self, model: str) -> int:
         """Those of a generation model that hold no blocks."""
-        return sum(
-            isinstance(job, Request) and job.model == model and job.status is RequestStatus.WAITING
-            for job in self._jobs.values()
-        )
+        return sum(isinstance(job, Request) and job.status is RequestStatus.WAITING for job in self.of_model(model))

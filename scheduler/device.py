@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from .config import EngineConfig
+from .errors import DeviceFailedError
 
 # About 0.4 s of a small CPU's time for a 135M model: longer steps stall streams, shorter ones waste matrix products.
 _CPU_STEP_TOKENS = 512
@@ -17,6 +18,8 @@ _GPU_ITL_TARGET_MS = 50
 _CPU_MEMORY_SHARE = 0.25  # the rest of the machine belongs to the weights and to other programs
 _GPU_MEMORY_SHARE = 0.9
 _CPU_MAX_KV_BYTES = 2 << 30  # writing more at the start would take seconds
+_OUT_OF_MEMORY = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
+"""How PyTorch, CUDA and its libraries say so in errors that are of no kind of their own."""
 _CGROUP = Path("/sys/fs/cgroup")
 
 
@@ -87,6 +90,31 @@ def total_memory(device: str) -> int:
 def has_float8(device: torch.device) -> bool:
     """Whether the device computes with float8; a CPU does in torch's own code, slowly."""
     return device.type == "cpu" or torch.cuda.get_device_capability(device) >= (8, 9)
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an operation failed because there was not enough memory for it, so that a smaller one may not."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error).lower()
+    return isinstance(error, RuntimeError) and any(words in said for words in _OUT_OF_MEMORY)
+
+
+def check_works(device: str, error: Exception) -> None:
+    """Find out whether the device still computes after `error`.
+
+    Some errors of a GPU, a wrong address in a kernel for example, end every later operation of the process too.
+
+    Raises:
+        DeviceFailedError: it does not.
+    """
+    if device == "cuda":
+        try:
+            torch.cuda.synchronize()
+        except RuntimeError as failure:
+            raise DeviceFailedError(f"the GPU has failed: {failure}") from error
+    elif isinstance(error, torch.AcceleratorError):
+        raise DeviceFailedError(f"the device has failed: {error}") from error
 
 
 def return_memory(device: str) -> None:

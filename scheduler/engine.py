@@ -19,6 +19,7 @@ from .deadlines import Deadlines
 from .drafts import Speculation
 from .encoder import EncoderRunner, LaunchedTexts
 from .errors import ModelLoadError, RequestError, UnknownModelError
+from .failures import StepFailures
 from .grammar import Grammar, GrammarCompiler
 from .job_checks import check_second_starts, check_token_ids
 from .kv_memory import KVMemory
@@ -86,7 +87,9 @@ class Engine:
         self._kv_memory = KVMemory(self.config, self.scheduler)
         self._maker = OutputMaker(self.scheduler)
         self._vectors = VectorCollector(self.scheduler)
+        self._failures = StepFailures(self.scheduler, self._vectors, self.config.device)
         self._in_flight: list[_Launch] = []
+        self._not_launched: list[tuple[GenerationBatch | EmbeddingBatch, Exception]] = []
         self._outputs: list[RequestOutput] = []
         """For the result of the running or next step, as the embeddings are."""
         self._embeddings: list[EmbeddingOutput] = []
@@ -159,6 +162,7 @@ class Engine:
         """
         self._collect_all()  # the rows of jobs that ended a moment ago may still be computed
         self.scheduler.remove(name)
+        self._failures.forget(name)
         self._embedding.pop(name, None)
         self._generation.pop(name, None)
         if not self.has_work:
@@ -283,6 +287,9 @@ class Engine:
 
         With `overlap` that is the step before: the host gets the next one ready while the device computes, and a step
         may come without results. Without it, it is the same step.
+
+        Raises:
+            DeviceFailedError: the device computes nothing any more.
         """
         started = time.perf_counter()
         self._end_late_jobs()
@@ -299,6 +306,10 @@ class Engine:
                 self._collect_all()
         for launch in in_flight:
             self._collect(launch)
+        # After what was launched before them: their requests have its tokens now.
+        not_launched, self._not_launched = self._not_launched, []
+        for batch, error in not_launched:
+            self._fail(error, batch)
         outputs, self._outputs = self._outputs, []
         embeddings, self._embeddings = self._embeddings, []
         return StepResult(outputs, embeddings, time.perf_counter() - started, plan.num_batched_tokens)
@@ -313,7 +324,7 @@ class Engine:
                 self._outputs.append(RequestOutput(job.request_id, [], finish_reason="error", error=job.error))
 
     def _launch(self, batch: GenerationBatch | EmbeddingBatch) -> None:
-        """Begin a model's share of a step; if it fails, its jobs end."""
+        """Begin a model's share of a step."""
         started = time.perf_counter()
         results: LaunchedBatch | LaunchedTexts
         try:
@@ -322,8 +333,8 @@ class Engine:
             else:
                 texts = [item.token_ids for item in batch.inputs]
                 results = self._embedding[batch.model].launch(texts, [item.second_start for item in batch.inputs])
-        except Exception:  # whatever the model did, the other models and later jobs go on
-            self._fail(batch)
+        except Exception as error:  # whatever the model did, the other models and later jobs go on
+            self._not_launched.append((batch, error))
         else:
             self._in_flight.append(_Launch(batch, results, started))
 
@@ -341,9 +352,10 @@ class Engine:
         batch, results = launch.batch, launch.results
         try:
             found = results.collect()
-        except Exception:  # a GPU reports here what went wrong in it
-            self._fail(batch)
+        except Exception as error:  # a GPU reports here what went wrong in it
+            self._fail(error, batch)
             return
+        self._failures.note_success(batch.model)
         # The device began when it was told to, or after what it had to do before that.
         done = time.perf_counter()
         seconds = done - max(launch.started, self._last_done)
@@ -358,24 +370,23 @@ class Engine:
             self._outputs += self._maker.outputs_of(batch.rows, found, eos_token_ids)
         else:
             assert not isinstance(found, list)
-            num_tokens = sum(len(item.token_ids) for item in batch.inputs)
-            self.scheduler.pace.observe(batch.model, 0, num_tokens, seconds)
+            self.scheduler.pace.observe(batch.model, 0, batch.num_tokens, seconds)
             self._embeddings += self._vectors.add(batch, found)
 
-    def _fail(self, batch: GenerationBatch | EmbeddingBatch) -> None:
-        """End the jobs of a batch because of the exception that is being handled."""
-        if isinstance(batch, GenerationBatch):
-            logger.exception("a step of %s failed with %d requests in it", batch.model, len(batch.rows))
-            # What was launched after it may have read what it should have left in the KV cache.
-            later = [each.batch for each in self._in_flight if each.batch.model == batch.model]
-            rows = [row for each in later if isinstance(each, GenerationBatch) for row in each.rows]
-            self._outputs += self._maker.fail(batch.rows + rows)
-        else:
-            logger.exception("a step of %s failed with %d inputs in it", batch.model, len(batch.inputs))
-            self._embeddings += self._vectors.fail(batch)
+    def _fail(self, error: Exception, batch: GenerationBatch | EmbeddingBatch) -> None:
+        """Find out what becomes of the jobs of a batch, and drop what was launched after it of the same requests."""
+        later: list[GenerationBatch] = []
+        in_flight, self._in_flight = self._in_flight, []
+        for launch in in_flight:
+            if isinstance(launch.batch, GenerationBatch) and launch.batch.model == batch.model:
+                later.append(launch.batch)
+            else:
+                self._in_flight.append(launch)
+        endings = self._failures.judge(error, batch, later)
+        self._outputs += endings.outputs
+        self._embeddings += endings.embeddings
 
     def _collect_all(self) -> None:
         """Collect everything that is in flight: also because memory is to change; the next step tells what came."""
-        in_flight, self._in_flight = self._in_flight, []
-        for launch in in_flight:
-            self._collect(launch)
+        while self._in_flight:
+            self._collect(self._in_flight.pop(0))

@@ -8,6 +8,7 @@
     ├── ModelLoadError        a model cannot be loaded; the worker goes on without it
     │   ├── UnsupportedModelError its architecture would give wrong answers here
     │   └── ModelMemoryError      it would fit if other models were unloaded
+    ├── DeviceFailedError     the device computes nothing any more; the worker has to end and start anew
     └── EngineDeadError       the device worker is gone; nothing can be served until it is back
 
 Messages say the value, the limit and the remedy, since they reach the client unchanged.
@@ -75,6 +76,10 @@ class UnsupportedModelError(ModelLoadError):
 
 class ModelMemoryError(ModelLoadError):
     """A model does not fit into the memory that is free, but would if other models were unloaded."""
+
+
+class DeviceFailedError(PenstockError):
+    """The device, or this process's use of it, is lost: whatever it is asked to do fails from now on."""
 
 
 class EngineDeadError(PenstockError):

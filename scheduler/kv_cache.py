@@ -101,6 +101,16 @@ class KVCacheManager:
             self.prefix_cache.remember(request.block_ids[index], request.block_hashes[index])
         request.num_shared_blocks = num_full_blocks
 
+    def forget_from(self, request: Request, num_tokens: int) -> None:
+        """What was computed of the request from token `num_tokens` on is in doubt: nobody shall find it.
+
+        Its blocks may be others' meanwhile, so those that must not be found are known by what they should have held.
+        """
+        first = num_tokens // self.block_size
+        self.prefix_cache.forget_contents(request.block_hashes[first:])
+        request.num_shared_blocks = min(request.num_shared_blocks, first)
+        request.num_computed_tokens = min(request.num_computed_tokens, num_tokens)
+
     def release(self, request: Request) -> None:
         """Take all blocks back. The last ones become free first: the longer a prefix, the less likely its reuse."""
         self.remember(request, request.num_computed_tokens)

@@ -13,6 +13,9 @@ from typing import IO, Any
 from .config import EngineConfig, ModelSpec, WorkerConfig
 from .errors import ModelLoadError
 
+DEVICE_FAILED_STATUS = 70
+"""Exit status of a worker whose device computes nothing any more; another one may find it working."""
+
 Progress = Callable[[str, float], None]
 
 

@@ -1,17 +1,19 @@
 """Makes of a step's results what the clients of its requests hear: tokens are appended, ends are found."""
 
 import itertools
+import logging
 import time
 from collections.abc import Collection
 from dataclasses import replace
 
 from .drafts import num_equal
-from .errors import RequestError
 from .grammar import invalid_grammar, param_of
 from .messages import JobError, JobTimings, RequestOutput
 from .plan import SampledToken, ScheduledRow
 from .request import Request, RequestStatus
 from .scheduler import Scheduler
+
+logger = logging.getLogger(__name__)
 
 STEP_FAILED = JobError(
     "The model failed while computing this request; the server's log says why.", code="internal_error", status=500
@@ -44,17 +46,12 @@ class OutputMaker:
         for row in rows:
             own = list(itertools.islice(tokens, row.num_sampled))
             if own and _is_alive(row):
-                outputs.append(self._append_all(row, own, now, eos_token_ids))
+                try:
+                    outputs.append(self._append_all(row, own, now, eos_token_ids))
+                except Exception:  # of what belongs to one request: its grammar for example
+                    logger.exception("request %s failed after its step", row.request.request_id)
+                    outputs.append(self._end(row.request, STEP_FAILED))
         return outputs
-
-    def fail(self, rows: list[ScheduledRow]) -> list[RequestOutput]:
-        """End every request of rows that failed; its blocks may hold anything, so the prefix cache forgets all."""
-        failed = list(dict.fromkeys(row.request for row in rows if _is_alive(row)))
-        for request in failed:
-            self._scheduler.finish(request)
-        for model in {row.request.model for row in rows}:
-            self._scheduler.generation_lanes[model].kv.prefix_cache.clear()
-        return [RequestOutput(request.request_id, [], finish_reason="error", error=STEP_FAILED) for request in failed]
 
     def _append_all(
         self, row: ScheduledRow, tokens: list[SampledToken], now: float, eos_token_ids: Collection[int]
@@ -89,7 +86,8 @@ class OutputMaker:
         """Add the sampled token to its request and end the request if it is complete."""
         matcher = request.matcher
         if matcher is not None and not matcher.accept(token.token_id):
-            return self._refuse(request, invalid_grammar(matcher.error))
+            error = invalid_grammar(matcher.error)
+            return self._end(request, JobError(error.message, error.code, param_of(error, request.sampling)))
         is_first = len(request.token_ids) == len(request.prompt_token_ids)
         request.append(token.token_id)
         self._scheduler.come_through(request)
@@ -123,11 +121,10 @@ class OutputMaker:
             ),
         )
 
-    def _refuse(self, request: Request, error: RequestError) -> RequestOutput:
+    def _end(self, request: Request, error: JobError) -> RequestOutput:
         """End one request for a reason of its own."""
         self._scheduler.finish(request)
-        failure = JobError(error.message, error.code, param_of(error, request.sampling))
-        return RequestOutput(request.request_id, [], finish_reason="error", error=failure)
+        return RequestOutput(request.request_id, [], finish_reason="error", error=error)
 
 
 def _joined(first: RequestOutput, second: RequestOutput) -> RequestOutput:

@@ -75,6 +75,11 @@ class EmbeddingBatch:
     model: str
     inputs: list[EmbeddingInput]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all texts."""
+        return sum(len(item.token_ids) for item in self.inputs)
+
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:

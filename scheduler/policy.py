@@ -5,7 +5,7 @@ queue keeps its principals in a heap under keys that may be too small, and puts 
 """
 
 import heapq
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from .accounts import Accounts
 from .plan import EmbeddingInput
@@ -43,6 +43,11 @@ class EmbeddingJob:
         starts = second_starts or [len(token_ids) for token_ids in inputs]
         self.remaining = [EmbeddingInput(request_id, index, inputs[index], starts[index]) for index in by_length]
         """Longest first, so that the shortest is popped from the end."""
+
+    def put_back(self, inputs: Iterable[EmbeddingInput]) -> None:
+        """Texts of the job were not computed after all."""
+        self.remaining += inputs
+        self.remaining.sort(key=lambda item: -len(item.token_ids))
 
 
 Job = Request | EmbeddingJob

@@ -69,7 +69,14 @@ class PrefixCache:
         if block_hash is not None:
             del self._block_by_hash[block_hash]
 
+    def forget_contents(self, block_hashes: Iterable[bytes]) -> None:
+        """No block holds these any more, or so it must be assumed."""
+        for block_hash in block_hashes:
+            block_id = self._block_by_hash.pop(block_hash, None)
+            if block_id is not None:
+                del self._hash_by_block[block_id]
+
     def clear(self) -> None:
-        """Forget every block, for example because a failed step left them in an unknown state."""
+        """Forget every block."""
         self._block_by_hash.clear()
         self._hash_by_block.clear()

@@ -20,8 +20,9 @@ from .accounts import Accounts
 from .admission_control import AdmissionControl
 from .alone import AloneJobs
 from .drafts import Speculation
-from .errors import ContextLengthError, RequestError
+from .errors import RequestError
 from .giving_way import RunningOrder
+from .job_checks import check_request, check_texts
 from .kv_cache import KVCacheManager
 from .lanes import EmbeddingLane, GenerationLane, Lane, first_lane
 from .pace import StepPace
@@ -30,6 +31,7 @@ from .policy import EmbeddingJob, Job, JobQueue
 from .request import Request, RequestStatus
 from .seats import Seats
 from .step import Step
+from .step_limit import StepLimit
 
 _Running = tuple[GenerationLane, Request]
 
@@ -54,6 +56,7 @@ class Scheduler:
             )
         self.max_num_seqs = max_num_seqs
         self.max_num_batched_tokens = max_num_batched_tokens
+        self.limit = StepLimit(max_num_batched_tokens)
         self.pace = pace
         self.admission = admission or AdmissionControl()
         self.speculation = speculation
@@ -104,20 +107,8 @@ class Scheduler:
             RequestError: it has no prompt or nothing left to generate, or there is already a job with its id.
             QueueFullError: too much waits already.
         """
-        if not request.prompt_token_ids:
-            raise RequestError("the prompt has no tokens; send at least one")
-        if request.num_output_tokens >= request.sampling.max_tokens:
-            raise RequestError(
-                f"the job already has {request.num_output_tokens} of {request.sampling.max_tokens} output tokens"
-            )
         lane = self.generation_lanes[request.model]
-        limit = min(lane.max_model_len, lane.kv.capacity)
-        if request.max_num_tokens > limit:
-            reason = "the model's context" if limit == lane.max_model_len else "the whole KV cache"
-            raise ContextLengthError(
-                f"{len(request.prompt_token_ids)} prompt tokens and {request.sampling.max_tokens} output tokens need "
-                f"{request.max_num_tokens} tokens, but {reason} holds {limit}; shorten the prompt or lower max_tokens"
-            )
+        check_request(request, min(lane.max_model_len, lane.kv.capacity), lane.max_model_len)
         self._enter(request, lane, request.num_tokens)
         self._seats.wait(lane, request)
 
@@ -130,14 +121,7 @@ class Scheduler:
             QueueFullError: too much waits already.
         """
         lane = self.embedding_lanes[job.model]
-        if not job.remaining or not all(item.token_ids for item in job.remaining):
-            raise RequestError("an embedding job needs texts, each of at least one token", param="input")
-        longest = max(len(item.token_ids) for item in job.remaining)
-        if longest > lane.max_model_len:
-            raise ContextLengthError(
-                f"an input has {longest} tokens, but {job.model} takes {lane.max_model_len}; split the input",
-                param="input",
-            )
+        check_texts(job, lane.max_model_len)
         self._enter(job, lane, sum(len(item.token_ids) for item in job.remaining))
         self._seats.wait(lane, job)
         lane.unfinished[job.request_id] = job
@@ -171,6 +155,26 @@ class Scheduler:
         """A request has a new token: if it had to be computed alone so far, it is one like any other now."""
         if request.alone:
             self._alone.discard(request.request_id)
+
+    def requeue(self, job: Job) -> None:
+        """Compute a job again because its step failed: a request's blocks are taken, texts were put back already."""
+        lane = self._lane_of[job.request_id]
+        if isinstance(lane, EmbeddingLane):
+            lane.waiting.remove(job.request_id)
+            self._seats.wait(lane, job)
+        elif request := lane.running.get(job.request_id):
+            self._seats.preempt(lane, request)
+
+    def isolate(self, job: Job) -> None:
+        """`requeue` a job, to be computed alone."""
+        job.alone = True
+        self.requeue(job)
+        if lane_job := self._lane_of[job.request_id].waiting.remove(job.request_id):
+            self._alone.add(lane_job)
+
+    def isolated(self, model: str) -> list[Job]:
+        """The jobs of a model that have to be computed alone."""
+        return self._alone.of_model(model)
 
     def num_waiting(self, model: str) -> int:
         """Requests of a generation model that hold no blocks."""
@@ -217,7 +221,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan:
         """Decide what the next step computes; the blocks for it are taken and shared when this returns."""
-        plan = self._plan(Step(self.max_num_batched_tokens, self.pace))
+        plan = self._plan(Step(self.max_num_batched_tokens, self.pace, self.limit.num_tokens))
         self.admission.take_up(plan)
         return plan
 
@@ -275,6 +279,8 @@ class Scheduler:
     def _schedule_streams(self, step: Step, order: RunningOrder) -> None:
         """Rows for the running requests that need a single token."""
         for lane, request in order.requests:
+            if step.is_full:
+                return
             preempted_meanwhile = request.status is not RequestStatus.RUNNING
             if preempted_meanwhile or request.num_tokens - request.num_computed_tokens != 1 or request.awaits_token:
                 continue

@@ -1,6 +1,7 @@
 """The plan of one step while it is being made: what has been dealt out and how much room is left."""
 
 import math
+import sys
 from collections.abc import Sequence
 
 from .accounts import charge_row
@@ -20,12 +21,14 @@ _MAX_TEXT_TOKENS = 1 << 16
 class Step:
     """Collects rows and texts within the budget of tokens and, while streams run, within the target for their pace."""
 
-    def __init__(self, budget: int, pace: StepPace) -> None:
+    def __init__(self, budget: int, pace: StepPace, limit: int = sys.maxsize) -> None:
+        """`budget` is what a step should have at most, in tokens, and `limit` what the device can take."""
         self.scheduled: set[str] = set()
         """Requests with a row in this step."""
         self.out_of_blocks = False
         """A running request found no free block in this step: nothing is admitted any more."""
-        self._budget = budget
+        self._budget = min(budget, limit)
+        self._limit = limit
         self._pace = pace
         self._seconds_left = math.inf
         self._num_tokens = 0
@@ -44,7 +47,7 @@ class Step:
         """Tokens of prompts or texts of one model that still go into the step."""
         budget = self._budget
         if isinstance(lane, EmbeddingLane) and not self._rows:
-            budget = max(budget, self._affordable_texts(lane))
+            budget = min(self._limit, max(budget, self._affordable_texts(lane)))
         room = max(0, budget - self._num_tokens - sum(tokens for tokens, _ in self._reserved))
         if self._seconds_left == math.inf:
             return room
@@ -53,6 +56,11 @@ class Step:
         if isinstance(lane, GenerationLane):
             affordable = max(affordable, self._least)
         return min(room, affordable)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether not even a single token goes in: only a limit brings that about."""
+        return self._num_tokens >= self._budget
 
     def add_stream(self, lane: GenerationLane, request: Request, drafts: Sequence[int] = ()) -> None:
         """The newest token of a request that has no other to compute. All of these come before anything else."""

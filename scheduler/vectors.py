@@ -6,7 +6,6 @@ import numpy as np
 import numpy.typing as npt
 
 from .messages import EmbeddingOutput
-from .outputs import STEP_FAILED
 from .plan import EmbeddingBatch
 from .scheduler import Scheduler
 
@@ -46,15 +45,6 @@ class VectorCollector:
                 self._scheduler.finish_embedding(job)
                 outputs.append(EmbeddingOutput(request_id, vectors.shape[1], state.vectors.tobytes()))
         return outputs
-
-    def fail(self, batch: EmbeddingBatch) -> list[EmbeddingOutput]:
-        """End every job of a batch that failed."""
-        unfinished = self._scheduler.embedding_lanes[batch.model].unfinished
-        request_ids = sorted({item.request_id for item in batch.inputs} & unfinished.keys())
-        for request_id in request_ids:
-            self._scheduler.cancel(request_id)
-            self.forget(request_id)
-        return [EmbeddingOutput(request_id, 0, b"", error=STEP_FAILED) for request_id in request_ids]
 
     def forget(self, request_id: str) -> None:
         """The job is over."""

@@ -5,8 +5,8 @@
 One thread does everything but the loading of models (`loader`) and the compiling of grammars (`compiling`), which have
 their own and hand their news over between two steps. With no work the thread sleeps in poll, from which it wakes once a
 second to show that it lives (`flight_record`); with work it looks for messages between steps without waiting. It ends
-on SIGTERM, or when its standard input closes, which happens when the process that started it is gone. On SIGUSR1 it
-writes the stacks of all its threads to its log.
+on SIGTERM, or when its standard input closes, which happens when the process that started it is gone; and with a status
+of its own when the device is lost. On SIGUSR1 it writes the stacks of all its threads to its log.
 """
 
 import contextlib
@@ -27,10 +27,10 @@ import zmq
 from .compiling import GrammarQueue
 from .config import ModelSpec, WorkerConfig
 from .engine import Engine, Runner, StepResult
-from .errors import ModelLoadError, RequestError
+from .errors import DeviceFailedError, ModelLoadError, RequestError
 from .flight_record import FlightRecord
 from .grammar import Grammar, GrammarCompiler, GrammarError, param_of
-from .launch import load_config
+from .launch import DEVICE_FAILED_STATUS, load_config
 from .loader import ModelLoader
 from .messages import (
     Cancel,
@@ -361,14 +361,18 @@ def main() -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
     signal.set_wakeup_fd(writer)
+    status = 0
     try:
         worker = Worker(config, reader)
         worker.load_models()
         worker.run()
     except SystemExit:
         logger.info("ended by SIGTERM")
+    except DeviceFailedError:
+        logger.critical("the device is lost: ending, to be started again", exc_info=True)
+        status = DEVICE_FAILED_STATUS
     logging.shutdown()
-    os._exit(0)  # taking the interpreter and gigabytes of tensors down in order takes seconds and helps nobody
+    os._exit(status)  # taking the interpreter and gigabytes of tensors down in order takes seconds and helps nobody
 
 
 if __name__ == "__main__":
