@@ -156,9 +156,16 @@ class KeyFile:
         return self._connection.execute(statement, values).fetchall()
 
     def _write(self, statement: str, rows: list[tuple[float, str]]) -> None:
+        assert self._connection is not None, "the file is not open"
         try:
-            for row in rows:
-                self._run(statement, row)
+            self._connection.execute("BEGIN IMMEDIATE")  # one transaction, which costs a disk's time, for all rows
+            try:
+                self._connection.executemany(statement, rows)
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with suppress(sqlite3.Error):  # SQLite has rolled back by itself after some errors
+                    self._connection.execute("ROLLBACK")
+                raise
         except sqlite3.Error as error:  # the connection stays: what cannot be written can perhaps be read
             raise KeyFileError(f"the keys in {self._path} cannot be changed: {error}") from error
 
