@@ -266,14 +266,13 @@ def test_a_second_signal_ends_the_server_at_once_and_leaves_nothing(
         assert "Traceback" not in server.log
 
 
-def test_a_worker_that_dies_while_the_server_drains_ends_its_requests(tmp_path: Path, scratch: Path) -> None:
+def test_requests_finish_although_the_worker_dies_while_the_server_drains(tmp_path: Path, scratch: Path) -> None:
     with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server, ExitStack() as streams:
         (lines,) = begin_streams(streams, server, 1, ENDLESS_PROMPT_TOKENS)
         begin_to_drain(server)
         os.kill(server.worker_pid, signal.SIGKILL)
-        assert '"code":"engine_dead"' in [line for line in lines if line][-1]
+        assert [line for line in lines if line][-1] == "data: [DONE]"
         assert server.process.wait(30) == 0
-        assert "restart the server" not in server.log
 
 
 def test_requests_for_a_loading_model_wait_for_it(tmp_path: Path, scratch: Path) -> None:
