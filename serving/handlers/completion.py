@@ -4,7 +4,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import orjson
 
@@ -29,6 +29,8 @@ from .watched_text import TokenEntry
 
 DEFAULT_MAX_TOKENS = 16
 """OpenAI's."""
+MAX_PROMPT_LOGPROBS = 2**20
+"""Log probabilities of prompts in one answer, which is then some seventy megabytes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +54,17 @@ class _Text:
     """What has come of one choice."""
 
     text: str = ""
-    entries: list[TokenEntry] | None = None
+    entries: list[TokenEntry] = field(default_factory=list)
 
     def add(self, delta: Delta) -> None:
         self.text += delta.text
-        self.entries = [*(self.entries or ()), *delta.entries] if delta.entries else self.entries
+        if delta.entries:
+            self.entries.extend(delta.entries)
 
     @property
     def mean_logprob(self) -> float:
         """What `best_of` ranks by: of nothing, as good as certain."""
-        values = [entry.logprobs.logprob for entry in self.entries or ()]
+        values = [entry.logprobs.logprob for entry in self.entries]
         return sum(values) / len(values) if values else 0.0
 
 
@@ -81,6 +84,7 @@ class CompletionHandler:
         started = time.monotonic()
         served, ready = await self.services.find(body.model, "generate", ttl=body.ttl)
         prompts = await read_prompts(body, served, ready)
+        _check_num_logprobs(body, prompts)
         grammar = await _grammar(body)
         request_id = f"cmpl-{uuid.uuid4().hex}"
         now = time.time()
@@ -184,6 +188,20 @@ def _sampling(
     return resolve_sampling(wishes, served.defaults, ready, room=room, grammar=grammar)
 
 
+def _check_num_logprobs(body: CompletionBody, prompts: list[Prompt]) -> None:
+    """Refuse to make an answer of hundreds of megabytes, which would be kept until its client has read it."""
+    wanted = {"prompt_logprobs": body.prompt_logprobs, "logprobs": body.logprobs if body.echo else None}
+    num_tokens = sum(len(prompt.token_ids) for prompt in prompts) * body.n
+    for param, num_top in wanted.items():
+        if num_top is not None and (count := num_tokens * (num_top + 1)) > MAX_PROMPT_LOGPROBS:
+            raise ApiError(
+                f"Invalid '{param}': it asks for {count} log probabilities of {num_tokens} prompt tokens, and one "
+                f"answer may have {MAX_PROMPT_LOGPROBS}. Send a smaller number, or fewer prompts at once.",
+                code="integer_above_max_value",
+                param=param,
+            )
+
+
 async def _grammar(body: CompletionBody) -> Grammar:
     """What the choices' texts must match."""
     wanted = resolve_output_format(body)
@@ -208,7 +226,7 @@ def _answered_choice(completion: Completion, index: int, choice: Choice, result:
     answer: dict[str, object] = {
         "index": index,
         "text": completion.prompt_of(choice.index).echo + result.text,
-        "logprobs": _logprobs(completion, choice, result.entries or [], with_echo=True),
+        "logprobs": _logprobs(completion, choice, result.entries, with_echo=True),
         "finish_reason": choice.finish_reason,
     }
     if body.prompt_logprobs is not None:

@@ -9,7 +9,8 @@ from ..protocol.completion import CompletionBody
 from ..text.fim import FillInTheMiddle, find_fill_in_the_middle
 from ..text.served_model import ServedModel
 from ..text.tokenizer import TextTokenizer, off_loop
-from .sampling import check_token_ids, token_limit
+from .sampling import check_token_ids, token_limit, token_room
+from .text_length import check_text_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +40,19 @@ async def read_prompts(body: CompletionBody, served: ServedModel, ready: ModelRe
     limit = token_limit(ready)
     middle = _fill_in_the_middle(served) if body.suffix else None
 
-    def encode(text: str, *, special: bool) -> list[int]:
+    def encode(text: str, param: str, *, special: bool) -> list[int]:
+        check_text_length(text, served, limit, param)
         return tokenizer.encode(text, limit, add_special_tokens=special)
 
     def read() -> list[Prompt]:
-        suffix = encode(body.suffix or "", special=False) if middle else []
+        suffix = encode(body.suffix or "", "suffix", special=False) if middle else []
         prompts = []
         for item, param in zip(body.prompt, params, strict=True):
             special = body.add_special_tokens and middle is None  # the frame has them already
-            token_ids = item if isinstance(item, list) else encode(item, special=special)
+            token_ids = item if isinstance(item, list) else encode(item, param, special=special)
             if middle is not None:
                 token_ids = middle.frame(token_ids, suffix)
+            token_room(ready, len(token_ids), param)  # the next prompt need not be read
             echo = _text(item, tokenizer) if body.echo else ""
             prompts.append(Prompt(token_ids, echo, param, middle.stop_token_ids if middle else ()))
         return prompts

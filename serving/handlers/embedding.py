@@ -19,6 +19,7 @@ from ..text.served_model import ServedModel
 from ..text.tokenizer import off_loop
 from .sampling import check_token_ids
 from .services import Services
+from .text_length import check_text_length
 
 Matrix = npt.NDArray[np.float32]
 
@@ -159,6 +160,8 @@ async def _tokenise(body: EmbeddingBody, served: ServedModel, ready: ModelReady)
             raise ApiError(
                 f"Invalid '{param}': the text is empty. Send at least one character.", code="empty_string", param=param
             )
+        if max_length is None:
+            check_text_length(item, served, limit, param)
         texts.append(prefix + (item.lower() if rules.lower_case else item))
         inputs.append([])
 

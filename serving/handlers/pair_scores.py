@@ -16,6 +16,7 @@ from ..protocol.rerank import ScoringBody
 from ..text.served_model import EmbeddingInputRules, ServedModel
 from ..text.tokenizer import off_loop
 from .services import Services
+from .text_length import check_text_length
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +110,7 @@ async def _encode_together(
 ) -> tuple[list[list[int]], list[int]]:
     """One input for each pair, and where in each the second text starts."""
     limit, max_length = _limits(served, ready, cut)
+    _check_characters(pairs, served, limit, cuts=max_length is not None or pairs.max_second is not None)
 
     def encode() -> list[tuple[list[int], int]]:
         return served.tokenizer.encode_pairs(pairs.both(), limit, max_length=max_length, max_second=pairs.max_second)
@@ -126,6 +128,7 @@ async def _encode_apart(pairs: Pairs, served: ServedModel, ready: ModelReady, cu
     firsts = [_prefixed(text, rules, ("query",)) for text in pairs.firsts]
     seconds = [_prefixed(text, rules, ("document", "passage")) for text in pairs.seconds]
     max_second = min((n for n in (max_length, pairs.max_second) if n is not None), default=None)
+    _check_characters(pairs, served, limit, cuts=max_second is not None)
 
     def encode() -> list[list[int]]:
         inputs = served.tokenizer.encode_batch(firsts, limit)
@@ -143,6 +146,15 @@ def _limits(served: ServedModel, ready: ModelReady, cut: int | None) -> tuple[in
     """Tokens that the model takes, and to how many an input is cut, if at all."""
     limit = min(ready.max_model_len, served.input_rules.max_tokens or ready.max_model_len)
     return limit, None if cut is None else limit if cut == -1 else min(cut, limit)
+
+
+def _check_characters(pairs: Pairs, served: ServedModel, limit: int, *, cuts: bool) -> None:
+    """Of all texts but those that are cut."""
+    for text, param in zip(pairs.firsts, pairs.first_params, strict=True):
+        check_text_length(text, served, limit, param)
+    for text, param in zip(pairs.seconds, pairs.second_params, strict=True):
+        if not cuts:
+            check_text_length(text, served, limit, param)
 
 
 def _check_length(token_ids: list[int], limit: int, max_length: int | None, param: str, served: ServedModel) -> None:

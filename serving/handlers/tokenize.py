@@ -2,16 +2,17 @@
 
 from dataclasses import dataclass
 
+import orjson
+
+from ..errors import context_length_exceeded
 from ..principal import Principal
-from ..protocol.tokenize import DetokenizeBody, TokenizeChatBody, TokenizeTextBody
+from ..protocol.tokenize import MAX_TOKENS, DetokenizeBody, TokenizeChatBody, TokenizeTextBody
 from ..text.served_model import ServedModel
 from ..text.tokenizer import off_loop
 from .chat_request import turn_request
 from .sampling import check_token_ids
 from .services import Services
 from .turn_prompt import render_prompt
-
-_UNLIMITED = 2**31
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,8 +21,8 @@ class TokenizeHandler:
 
     services: Services
 
-    async def tokenize(self, body: TokenizeTextBody | TokenizeChatBody, principal: Principal) -> dict[str, object]:
-        """The tokens of a text, or of a chat's prompt.
+    async def tokenize(self, body: TokenizeTextBody | TokenizeChatBody, principal: Principal) -> bytes:
+        """The JSON answer: the tokens of a text, or of a chat's prompt.
 
         Raises:
             ApiError: the model's chat template cannot render it.
@@ -33,15 +34,16 @@ class TokenizeHandler:
             served, ready = await self.services.find(body.model, None)
             token_ids = await _encode(body, served)
         table = served.tokenizer.table
-        return {
-            "count": len(token_ids),
-            "max_model_len": ready.max_model_len,
-            "tokens": token_ids,
-            "token_strs": [table.name(token_id) for token_id in token_ids] if body.return_token_strs else None,
-        }
 
-    async def detokenize(self, body: DetokenizeBody) -> dict[str, object]:
-        """The text of tokens, special ones included.
+        def write() -> bytes:
+            names = [table.name(token_id) for token_id in token_ids] if body.return_token_strs else None
+            lengths = {"count": len(token_ids), "max_model_len": ready.max_model_len}
+            return orjson.dumps({**lengths, "tokens": token_ids, "token_strs": names})
+
+        return await off_loop(len(token_ids), write)
+
+    async def detokenize(self, body: DetokenizeBody) -> bytes:
+        """The JSON answer: the text of tokens, special ones included.
 
         Raises:
             ApiError: a token id is outside the vocabulary.
@@ -49,14 +51,17 @@ class TokenizeHandler:
         served, ready = await self.services.find(body.model, None)
         check_token_ids(body.tokens, ready, "tokens")
 
-        def decode() -> str:
-            return served.tokenizer.decode(body.tokens, skip_special_tokens=False)
+        def decode() -> bytes:
+            return orjson.dumps({"prompt": served.tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
-        return {"prompt": await off_loop(len(body.tokens), decode)}
+        return await off_loop(len(body.tokens), decode)
 
 
 async def _encode(body: TokenizeTextBody, served: ServedModel) -> list[int]:
     def encode() -> list[int]:
-        return served.tokenizer.encode(body.prompt, _UNLIMITED, add_special_tokens=body.add_special_tokens)
+        return served.tokenizer.encode(body.prompt, MAX_TOKENS, add_special_tokens=body.add_special_tokens)
 
-    return await off_loop(len(body.prompt), encode)
+    token_ids = await off_loop(len(body.prompt), encode)
+    if len(token_ids) > MAX_TOKENS:
+        raise context_length_exceeded(len(token_ids), MAX_TOKENS, "one request", param="prompt")
+    return token_ids

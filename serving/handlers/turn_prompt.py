@@ -15,6 +15,7 @@ from ..text.tokenizer import off_loop
 from ..text.tool_formats.custom_block import any_definition
 from ..text.turn_grammar import ThinkState
 from .sampling import token_limit
+from .text_length import check_text_length
 from .turn_tools import TurnTools, resolve_tools
 from .turn_types import TurnRequest
 
@@ -54,6 +55,7 @@ async def render_prompt(request: TurnRequest, served: ServedModel, ready: ModelR
     def render_and_encode() -> Prompt:
         tools.check_schemas()
         text = render_text(tools, variables)
+        check_text_length(text, served, token_limit(ready), request.param)
         # The template has written the special tokens; the tokenizer would write some of them again.
         token_ids = served.tokenizer.encode(text, token_limit(ready), add_special_tokens=False)
         thinking = _think_state(template, text)

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import orjson
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -25,11 +24,11 @@ def tokenize_router(services: Services, *, max_body_bytes: int) -> APIRouter:
     async def tokenize(request: Request) -> Response:
         body = await read_one_of(request, _kind, max_body_bytes)
         tokenizing = handler.tokenize(body, principal_of(request))
-        return json_response(orjson.dumps(await until_disconnect(request.receive, tokenizing)))
+        return json_response(await until_disconnect(request.receive, tokenizing))
 
     async def detokenize(request: Request) -> Response:
         body = await read_body(request, DetokenizeBody, max_body_bytes)
-        return json_response(orjson.dumps(await handler.detokenize(body)))
+        return json_response(await handler.detokenize(body))
 
     for path in ("/v1/tokenize", "/tokenize"):
         bodies = (TokenizeTextBody, TokenizeChatBody)

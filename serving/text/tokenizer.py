@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,9 +14,13 @@ Result = TypeVar("Result")
 
 INLINE_CHARACTERS = 2048
 """Shorter texts take less than the hop to a thread."""
-_WINDOW = 2**16  # characters that are tokenised at once to count the tokens of a very long text
+HEAVY_CHARACTERS = 2**18
+"""Longer texts have threads of their own, so that nobody's ordinary prompt waits for them."""
+_WINDOW = 2**16  # characters, at most, that are tokenised at once to count the tokens of a very long text
+_SMALLEST_WINDOW = 2**12
 _SEAM = 64  # tokens at the end of a cut text that may differ from those of the whole text
 _USUAL_MAX_CHARACTERS = 16  # per token; longer texts are counted before they are tokenised
+_MAX_CHARACTERS = 128  # a token, at least; those of spaces are as long
 _BATCH_CHARACTERS = 2**20  # the library's encodings take a hundred bytes a token until their ids are copied out
 
 
@@ -23,7 +28,12 @@ async def off_loop(num_characters: int, work: Callable[[], Result]) -> Result:
     """`work()`, in a thread if its text is long enough to stall other clients."""
     if num_characters <= INLINE_CHARACTERS:
         return work()
-    return await asyncio.to_thread(work)
+    if num_characters <= HEAVY_CHARACTERS:
+        return await asyncio.to_thread(work)
+    return await asyncio.get_running_loop().run_in_executor(_HEAVY, work)
+
+
+_HEAVY = ThreadPoolExecutor(2, "heavy-texts")
 
 
 class TextTokenizer:
@@ -34,6 +44,7 @@ class TextTokenizer:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self.table = TokenTable(tokenizer)
+        self._longest = max(map(len, tokenizer.get_vocab()), default=1)  # the alphabet of bytes makes none shorter
 
     @classmethod
     def from_folder(cls, folder: Path) -> "TextTokenizer":
@@ -46,6 +57,13 @@ class TextTokenizer:
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing; models need their tokenizer in this form")
         return cls(Tokenizer.from_file(str(path)))
+
+    def max_characters(self, limit: int) -> int:
+        """Characters that `limit` tokens may have.
+
+        A tokenizer that passes over spaces, or takes any word that it does not know for one token, would take more.
+        """
+        return max(_WINDOW, limit * max(self._longest, _MAX_CHARACTERS))
 
     def encode(self, text: str, limit: int, *, add_special_tokens: bool) -> list[int]:
         """Token ids of a text; of one with far more than `limit` tokens only the beginning, still more than that.
@@ -64,7 +82,8 @@ class TextTokenizer:
         """Token ids of texts, cut to `max_length` so that their special tokens, first and last, stay."""
         room = max(0, max_length - self._tokenizer.num_special_tokens_to_add(False))
         ids = []
-        for batch in _batches(self._head(text, max_length) for text in texts):
+        most = self.max_characters(max_length)
+        for batch in _batches(self._head(text[:most], max_length) for text in texts):
             for encoding in self._tokenizer.encode_batch(batch, add_special_tokens=False):
                 encoding.truncate(room)
                 ids.append(self._tokenizer.post_process(encoding).ids[:max_length])
@@ -88,7 +107,8 @@ class TextTokenizer:
         firsts = {text: self._bare(text, limit) for text, _ in pairs}
         inputs = []
         for first, second in pairs:
-            before, after = firsts[first], self._bare(second, limit)
+            most = None if max_length is None and max_second is None else self.max_characters(limit)
+            before, after = firsts[first], self._bare(second[:most], limit)
             if max_second is not None:
                 after.truncate(max_second)
             if max_length is not None:
@@ -103,15 +123,17 @@ class TextTokenizer:
 
     def _head(self, text: str, limit: int) -> str:
         """The text, or its beginning if that has more than `limit` tokens already."""
-        if len(text) <= max(_WINDOW, _USUAL_MAX_CHARACTERS * limit):
+        usual = _USUAL_MAX_CHARACTERS * limit
+        window = min(_WINDOW, max(_SMALLEST_WINDOW, usual))
+        if len(text) <= max(window, usual):
             return text
         num_tokens = 0
         next_check = 0
-        for end in range(_WINDOW, len(text), _WINDOW):
-            num_tokens += self._count(text[end - _WINDOW : end])
+        for end in range(window, len(text), window):
+            num_tokens += self._count(text[end - window : end])
             if num_tokens > limit and end >= next_check:
                 # Cutting a text may add tokens at the seams, so the sum is only a guess. Doubling bounds the work.
-                if self._count(text[:end]) > limit + _SEAM:
+                if (num_tokens if end == window else self._count(text[:end])) > limit + _SEAM:
                     return text[:end]
                 next_check = 2 * end
         return text

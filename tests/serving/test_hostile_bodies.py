@@ -134,3 +134,12 @@ async def test_a_name_that_is_not_known_is_not_sent_back_whole() -> None:
     async with open_front() as front:
         response = await front.chat(model="m" * 100_000)
         assert response.status_code == 404 and len(response.text) < 1000
+
+
+@pytest.mark.parametrize("fields", [{"prompt_logprobs": 20}, {"echo": True, "logprobs": 20, "max_tokens": 0}])
+async def test_log_probabilities_of_prompts_are_bounded(fields: dict[str, Any]) -> None:
+    async with open_front() as front:
+        param = "prompt_logprobs" if "prompt_logprobs" in fields else "logprobs"
+        message = error(await front.complete(prompt=[[5] * 200] * 300, **fields), 400, "integer_above_max_value", param)
+        assert "1260000" in message and "1048576" in message
+        assert (await front.complete(prompt=[[5] * 200] * 2, **fields)).status_code == 200

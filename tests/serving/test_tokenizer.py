@@ -3,8 +3,9 @@
 from typing import Any
 
 import pytest
-from fake_engine import error, open_front, tiny_embedding_tokenizer, tiny_tokenizer
+from fake_engine import CHAT, error, open_front, tiny_embedding_tokenizer, tiny_tokenizer
 
+from penstock.serving.handlers import tokenize
 from penstock.serving.text.tokenizer import TextTokenizer
 
 LONG = "hello world the quick brown fox " * 6_000
@@ -51,3 +52,31 @@ async def test_far_too_long_prompts_are_refused(fields: dict[str, Any]) -> None:
         error(
             await front.embed(input=fields["prompt"]), 400, "context_length_exceeded", param.replace("prompt", "input")
         )
+
+
+@pytest.mark.parametrize("limit", [40, 300])
+def test_small_limits_are_cut_by_small_windows(tokenizer: TextTokenizer, limit: int) -> None:
+    assert len(tokenizer.encode(LONG, limit, add_special_tokens=False)) < 5_000
+
+
+async def test_texts_that_no_model_could_take_are_refused_unread() -> None:
+    """A tokenizer may call thirty million letters one unknown word; finding out takes half a minute."""
+    async with open_front() as front:
+        text = "x" * 70_000
+        for response in (
+            await front.complete(prompt=text),
+            await front.chat(messages=[{"role": "user", "content": text}]),
+            await front.embed(input=text),
+        ):
+            assert response.status_code == 400
+            details = response.json()["error"]
+            assert details["code"] == "context_length_exceeded"
+            assert "characters" in details["message"] and "65536" in details["message"]
+        assert (await front.embed(input=text, truncate_prompt_tokens=5)).status_code == 200
+
+
+async def test_a_longer_text_is_not_tokenised_for_its_own_sake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokenize, "MAX_TOKENS", 100)
+    async with open_front() as front:
+        response = await front.post("/tokenize", {"model": CHAT, "prompt": LONG})
+        assert "100" in error(response, 400, "context_length_exceeded", "prompt")
