@@ -4,8 +4,9 @@
 
 The model is made here: layers of SmolLM2's width with a third of its heads, random weights and room for 131,072 tokens.
 They are few, or the prompt would take hours on a CPU; the cost of a token grows more steeply with the context than a
-large model's, since attention is nearly all of it. Every load is measured with the server's own `--itl-target` and with 0, which sets no bound. Meanwhile
-somebody asks something short every 2 seconds. The result lands in benchmarks/results/long_prompt.json.
+large model's, since attention is nearly all of it. Every load is measured with the server's own `--itl-target` and with
+0, which sets no bound. Meanwhile somebody asks something short every 2 seconds. The result lands in
+benchmarks/results/long_prompt.json.
 """
 
 import argparse

@@ -312,7 +312,9 @@ class Engine:
             self._fail(error, batch)
         outputs, self._outputs = self._outputs, []
         embeddings, self._embeddings = self._embeddings, []
-        return StepResult(outputs, embeddings, time.perf_counter() - started, plan.num_batched_tokens)
+        seconds = time.perf_counter() - started
+        self.scheduler.pace.observe_step(plan.num_tokens_beside, seconds)
+        return StepResult(outputs, embeddings, seconds, plan.num_batched_tokens)
 
     def _end_late_jobs(self) -> None:
         """Tell the jobs whose time is over."""

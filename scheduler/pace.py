@@ -4,6 +4,9 @@ A stream gets its next token when the step ends, whatever else is in it. So whil
 tokens of prompts and of texts as are expected to fit into the target for the time between two tokens. What a token
 costs depends on model, machine and the length of contexts, and changes all the time: it is followed, not configured.
 
+Steps vary, most of all on a machine that does other things too. What is aimed at lies so far below the target that one
+step in a hundred misses it, which is followed as well.
+
 For each model, seconds = base + row * streams + token * (tokens of prompts or texts). The models of a step add up.
 """
 
@@ -14,7 +17,8 @@ from dataclasses import dataclass
 MIN_TOKENS = 32
 """Prompt tokens that every step may take, so that slow streams starve no prompt."""
 
-_AIM = 0.8  # of the target, since steps take longer than expected as often as shorter
+_FIRST_AIM, _MIN_AIM, _MAX_AIM = 0.8, 0.4, 0.9  # of the target
+_MISS_COST, _HIT_GAIN = 0.02, 0.0002  # of it; they balance where one step in a hundred misses
 _ROW_SCALE = 32  # streams; brings base and row to one size for the gradient
 _ROW_RATE = 0.5
 # Dearer is believed sooner than cheaper: a target missed is worse than a few steps too small.
@@ -87,6 +91,7 @@ class StepPace:
     def __init__(self, target: float) -> None:
         """`target` is the time between two tokens of a stream, in seconds; 0: there is none."""
         self.target = target
+        self._aim = _FIRST_AIM
         self._models: dict[str, ModelPace] = {}
 
     def seconds_beside(self, num_rows: Mapping[str, int]) -> float:
@@ -94,7 +99,7 @@ class StepPace:
         if self.target == 0 or not any(num_rows.values()):
             return math.inf
         taken = sum(self._of(model).of_rows(count) for model, count in num_rows.items())
-        return max(0.0, _AIM * self.target - taken)
+        return max(0.0, self._aim * self.target - taken)
 
     def tokens_per_draft(self, model: str, num_rows: int) -> float:
         """Tokens that so many streams would get in the time that one guess takes; infinite while nothing is known.
@@ -114,6 +119,15 @@ class StepPace:
         """Learn what one model took in one step, see `ModelPace`."""
         if seconds > 0:
             self._of(model).observe(num_rows, num_tokens, seconds, num_drafts)
+
+    def observe_step(self, num_tokens_beside: int, seconds: float) -> None:
+        """Learn from a whole step whether streams got their tokens in time beside so many tokens of prompts and texts.
+
+        A step that had no more than it must have says nothing: aiming lower would not have made it shorter.
+        """
+        if num_tokens_beside > MIN_TOKENS:
+            changed = self._aim - _MISS_COST if seconds > self.target else self._aim + _HIT_GAIN
+            self._aim = min(_MAX_AIM, max(_MIN_AIM, changed))
 
     def forget(self, model: str) -> None:
         """The model is unloaded; another may come under its name."""

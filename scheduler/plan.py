@@ -96,6 +96,12 @@ class StepPlan:
         return bool(self.generation or self.embedding)
 
     @property
+    def num_tokens_beside(self) -> int:
+        """Tokens of prompts and texts that streams have beside them; 0: there are none, of the one or the other."""
+        streams = [row.num_tokens for batch in self.generation for row in batch.rows if row.is_stream]
+        return self.num_batched_tokens - sum(streams) if streams else 0
+
+    @property
     def job_ids(self) -> set[str]:
         """The ids of all jobs in it."""
         ids = {row.request.request_id for batch in self.generation for row in batch.rows}

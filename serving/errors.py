@@ -171,7 +171,16 @@ def translate(error: Exception) -> ApiError:
             problem = explain(error)
             return ApiError(problem.message, code=problem.code, param=problem.param)
         case JobFailedError(error=job):
-            return ApiError(job.message, status=job.status, code=job.code, param=job.param, retry_after=job.retry_after)
+            # OpenAI's clients would send again what would take too long again.
+            headers = {"x-should-retry": "false"} if job.status == 504 else None
+            return ApiError(
+                job.message,
+                status=job.status,
+                code=job.code,
+                param=job.param,
+                retry_after=job.retry_after,
+                headers=headers,
+            )
         case RequestError():
             return ApiError(
                 error.message, status=error.status, code=error.code, param=error.param, retry_after=error.retry_after
