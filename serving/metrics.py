@@ -177,7 +177,10 @@ class _EngineCollector(Collector):
             for reason, count in numbers.refusals.items():
                 refused.add_metric((model, reason), count)
         yield refused
-        yield GaugeMetricFamily("penstock_worker_up", "1 while the device worker lives.", self._engine.death is None)
+        is_up = self._engine.death is None and self._engine.lost is None
+        yield GaugeMetricFamily("penstock_worker_up", "1 while the device worker lives.", is_up)
+        restarts = self._engine.worker.generation
+        yield CounterMetricFamily("penstock_worker_restarts", "Workers that took another's place.", restarts)
 
 
 _IDLE = ModelStats(0, 0, 0, 0, 0, 0, 0, 0, 0)

@@ -77,7 +77,7 @@ class EventStream(Response):
     Args:
         events: framed events, closed when the client goes away; or what makes ready for them, which may take as long as
             loading a model, and is cancelled then.
-        sign_of_life: sent whenever `PAUSE_SECONDS` pass while `events` are made ready.
+        sign_of_life: sent whenever `PAUSE_SECONDS` pass without an event, while `events` are made ready or later.
     """
 
     media_type = "text/event-stream"
@@ -88,6 +88,7 @@ class EventStream(Response):
         self._events = events
         self._sign_of_life = sign_of_life
         self._begun = False
+        self._num_sent = 0
         self.status_code = 200
         self.background = None
         # nginx would otherwise collect events before it passes them on
@@ -105,8 +106,14 @@ class EventStream(Response):
             async with aclosing(events):
                 await self._write(await anext(events, b""), send)  # a resumed stream may have nothing left
                 send_raw = scope.get("state", {}).get(RAW_SEND, send)
-                async for framed in events:
-                    await send_raw({"type": "http.response.body", "body": framed, "more_body": True})
+                showing = asyncio.create_task(self._show_life(send_raw))
+                try:
+                    async for framed in events:
+                        self._num_sent += 1
+                        await send_raw({"type": "http.response.body", "body": framed, "more_body": True})
+                finally:
+                    showing.cancel()
+                    await asyncio.wait((showing,))
         except Exception as error:
             if not self._begun:
                 raise
@@ -116,6 +123,17 @@ class EventStream(Response):
                 _log.exception("internal error in a stream of %s, x-request-id %s", scope["path"], request_id)
             last = form_of(scope).event(translate(error), scope)
         await send({"type": "http.response.body", "body": last, "more_body": False})
+
+    async def _show_life(self, send: Send) -> None:
+        """Fill pauses in the midst of the stream: a device worker may have died, and the next one loads its models.
+
+        A look every `PAUSE_SECONDS` costs a stream less than a clock for each event.
+        """
+        while True:
+            num_sent = self._num_sent
+            await asyncio.sleep(PAUSE_SECONDS)
+            if self._num_sent == num_sent:
+                await send({"type": "http.response.body", "body": self._sign_of_life, "more_body": True})
 
     async def _ready(self, make_ready: MakeReady, send: Send) -> Events:
         making = asyncio.create_task(make_ready())

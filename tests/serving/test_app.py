@@ -2,9 +2,13 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 from fake_engine import CHAT, EMBED, open_front, step
 from prometheus_client.parser import text_string_to_metric_families
+
+from penstock.scheduler.flight_record import FlightRecord
+from penstock.serving.worker_news import WorkerLost, WorkerStarted
 
 
 async def test_health_is_200_while_the_worker_lives() -> None:
@@ -15,9 +19,34 @@ async def test_health_is_200_while_the_worker_lives() -> None:
         assert response.status_code == 200 and response.json()["status"] == "loading"
 
 
+async def test_health_and_readiness_while_a_worker_takes_anothers_place(tmp_path: Path) -> None:
+    async with open_front() as front:
+        assert (await front.http.get("/ready")).json() == {"status": "ready"}
+        front.engine.take_news(WorkerLost("was killed by signal 9"))
+        health = await front.http.get("/health")
+        assert health.status_code == 200 and health.json()["worker"]["status"] == "restarting"
+        refused = await front.http.get("/ready")
+        assert refused.status_code == 503 and refused.headers["retry-after"]
+        assert "was killed by signal 9" in refused.json()["reason"]
+        record = FlightRecord(tmp_path / "flight")
+        front.engine.lost, front.engine.worker = None, WorkerStarted(1, "inproc://nobody", str(tmp_path / "flight"))
+        worker = (await front.http.get("/health")).json()["worker"]
+        assert worker == {"status": "restarting", "restarts": 1, "seconds_since_progress": None}
+        assert (await front.http.get("/ready")).json()["reason"] == "models are being loaded"
+        record.beat()
+        front.engine.ready.set()
+        worker = (await front.http.get("/health")).json()["worker"]
+        assert (worker["status"], worker["restarts"]) == ("up", 1) and worker["seconds_since_progress"] >= 0
+        assert "penstock_worker_restarts_total 1.0" in front.app_metrics()
+        assert (await front.http.get("/ready")).status_code == 200
+        front.engine.take_news(WorkerLost("ended with status 1", is_hopeless=True))
+        assert (await front.http.get("/health")).status_code == 503
+        assert "gone" in (await front.http.get("/ready")).json()["reason"]
+
+
 async def test_probes_by_head() -> None:
     async with open_front() as front:
-        for path in ("/", "/metrics", "/health"):
+        for path in ("/", "/metrics", "/health", "/ready"):
             assert (await front.http.head(path)).status_code == 200
         assert (await front.http.get("/")).json()["name"] == "penstock"
 

@@ -117,6 +117,17 @@ async def test_death_of_the_worker_ends_jobs_in_flight_and_later_ones(stream: bo
         assert health.status_code == 503 and health.json()["status"] == "dead"
 
 
+async def test_a_pause_in_the_midst_of_a_stream_is_filled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sse, "PAUSE_SECONDS", 0.01)
+    async with open_front() as front:
+        front.engine.script = lambda job: [*front.engine.say(job)[:1], 60.0]
+        exchange = Exchange(front.app, "/v1/completions", REQUESTS[2][1] | {"stream": True})
+        await until(lambda: exchange.body.count(sse.COMMENT) > 2)
+        exchange.disconnect()
+        await exchange.task
+        assert exchange.body.startswith(b"data: {")
+
+
 @pytest.mark.parametrize(("path", "body"), REQUESTS)
 async def test_error_in_the_middle_of_a_stream_is_its_last_event(path: str, body: dict[str, Any]) -> None:
     async with open_front() as front:

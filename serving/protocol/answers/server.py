@@ -50,10 +50,21 @@ class Root(Answer):
     docs: str
 
 
+class Worker(Answer):
+    """The device worker."""
+
+    status: Literal["up", "starting", "restarting"]
+    restarts: int
+    """Since the server's start."""
+    seconds_since_progress: float | None
+    """A worker without work shows every second that it lives; null: it is still starting."""
+
+
 class Health(Answer):
     """How the server is."""
 
     status: Literal["ok", "loading"]
+    worker: Worker
     models: list[str] = []
     """Those in memory. This and what follows: for whoever has a key, where there are keys."""
     failed: dict[str, str] = {}
@@ -64,4 +75,17 @@ class DeadWorker(Answer):
     """The server cannot serve."""
 
     status: Literal["dead"]
+    reason: str
+
+
+class Readiness(Answer):
+    """Requests are served."""
+
+    status: Literal["ready"]
+
+
+class NotReady(Answer):
+    """Requests would wait, or be refused."""
+
+    status: Literal["not_ready"]
     reason: str
