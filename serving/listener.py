@@ -26,6 +26,7 @@ _MAX_FILES = 2**17  # a process that opens more is in trouble anyway
 _FILES_FOR_OTHERS = 256  # handles of a process that are not for clients: models, the store, the worker, libraries
 _LAST_WORDS_SECONDS = 2  # what answers get to reach their clients when the server ends
 _LAST_CALL_SECONDS = 0.1  # what requests get to arrive on connections that are open when the listeners close
+_FIRST_CALL_SECONDS = 1.0  # the same where none has come yet: whoever has just connected means to ask
 
 
 def open_listeners(host: str, port: int, count: int = 1) -> list[socket.socket]:
@@ -143,7 +144,11 @@ class HttpServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for connection in arrived:
             await loop.connect_accepted_socket(self._protocol, connection)
+        deadline = loop.time() + _FIRST_CALL_SECONDS
         await asyncio.sleep(_LAST_CALL_SECONDS)
+        connections = cast("set[GuardedProtocol]", self.server_state.connections)
+        while loop.time() < deadline and any(connection.cycle is None for connection in connections):
+            await asyncio.sleep(_LAST_CALL_SECONDS)
         await super().shutdown(sockets)
 
     def _protocol(self) -> asyncio.Protocol:

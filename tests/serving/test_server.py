@@ -190,8 +190,9 @@ def test_nobody_is_cut_off_by_a_server_that_drains(tmp_path: Path, scratch: Path
         assert [[line for line in each if line][-1] for each in lines] == ["data: [DONE]"]
         assert server.process.wait(30) == 0
     for hammer in hammers:
-        assert set(hammer.statuses) <= {200, 503} and hammer.statuses[-1] == 503
-        assert isinstance(hammer.end, httpx.ConnectError), f"after {len(hammer.statuses)} answers: {hammer.end!r}"
+        said = f"after the answers {hammer.statuses[-3:]}: {hammer.end!r}"
+        assert isinstance(hammer.end, httpx.ConnectError), said
+        assert set(hammer.statuses) <= {200, 503}
 
 
 def test_the_other_api_processes_end_with_a_server_that_is_killed(tmp_path: Path, scratch: Path) -> None:
