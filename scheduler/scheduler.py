@@ -324,7 +324,7 @@ class Scheduler:
             assert isinstance(job, EmbeddingJob)
             step.add_text(lane, job)
             if not job.remaining:
-                lane.waiting.pop()
+                lane.waiting.remove(job.request_id)  # what it was charged may have put another in front
 
 
 def _next_text_len(lane: EmbeddingLane) -> int:
