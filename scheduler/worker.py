@@ -27,7 +27,7 @@ import zmq
 from .compiling import GrammarQueue
 from .config import ModelSpec, WorkerConfig
 from .engine import Engine, Runner, StepResult
-from .errors import DeviceFailedError, ModelLoadError, RequestError
+from .errors import DeviceFailedError, ModelLoadError, QueueFullError, RequestError
 from .flight_record import FlightRecord
 from .grammar import Grammar, GrammarCompiler, GrammarError, param_of
 from .launch import DEVICE_FAILED_STATUS, load_config
@@ -271,8 +271,10 @@ class Worker:
         self.engine.reserve(job)
         try:
             self._grammars.add(job, compiler)
-        except RequestError:
+        except RequestError as error:
             self.engine.cancel(job.request_id)
+            if isinstance(error, QueueFullError):
+                self.engine.scheduler.admission.count_refusal(job.model, "grammars")
             raise
         self._client_of[job.request_id] = client
 

@@ -12,9 +12,10 @@ from test_worker import Client
 from tiny_models import make_tiny, make_tiny_tokenizer
 from tokenizers import Tokenizer
 
+from penstock.scheduler.compiling import MAX_PENDING
 from penstock.scheduler.config import EngineConfig, ModelSpec, WorkerConfig
 from penstock.scheduler.launch import WorkerProcess, start_worker
-from penstock.scheduler.messages import Cancel, RequestOutput, Submit
+from penstock.scheduler.messages import Cancel, RequestOutput, StepOutputs, Submit
 from penstock.scheduler.sampling_params import SamplingParams
 
 SLOW = 'start: %json {"type": "integer", "multipleOf": 999983}'  # for longer than the limit
@@ -119,3 +120,20 @@ def test_it_uses_no_processor_time_while_a_grammar_is_tried_out(client: Client, 
     time.sleep(0.5)
     after = process.cpu_times()
     assert after.user + after.system - before.user - before.system <= 0.05
+
+
+def test_too_many_grammars_are_refused_and_counted(client: Client) -> None:
+    """One of an earlier test may still be compiled."""
+    slow = [job(f"slow-{number}", f"{SLOW}\n// {number}") for number in range(MAX_PENDING + 1)]
+    for each in slow:
+        client.send(each)
+    message = client.receive()
+    while not (isinstance(message, StepOutputs) and message.outputs):
+        message = client.receive()
+    (refused,) = message.outputs
+    assert refused.error is not None and refused.error.retry_after
+    assert (refused.error.status, refused.error.code) == (429, "rate_limit_exceeded")
+    assert message.stats["m"].refusals == {"grammars": 1}
+    num_waiting = int(refused.request_id.removeprefix("slow-"))
+    assert message.stats["m"].num_waiting_tokens == 3 * num_waiting  # they have their places
+    client.send(Cancel([each.request_id for each in slow]))
