@@ -7,13 +7,14 @@ policy's order and half of it to each while both wait: the texts of a whole arch
 is less than the budget while streams run, see `pace`. Chunked prefill, prefix-cache hits, preemption and resumption are
 this arithmetic.
 
-All models share the KV memory, so they share one order too. Why nothing waits for ever: (1) The running request that
-is first of all models when a step begins is scheduled before any other and may preempt all of them; then every slab but
-its own is free or idle, and `add` made sure that it fits alone. So every step computes something, and since output is
-kept when blocks are taken, there is less and less to do. (2) No waiting request overtakes an earlier one that lacks
-blocks, of whatever model; so the running ones become fewer until it fits. (3) The order of principals changes only by
-what is computed for the first time: who is served falls behind who is not. One that gave way keeps its place. A request
-that is computed alone is the first of all while it is, and is so for a number of steps that its length bounds.
+All models share the KV memory, so they share one order too. Why nothing waits for ever: (1) The running request that is
+first of all models when a step begins may preempt all others; then every slab but its own is free or idle, and `add`
+made sure that it fits alone. Only one that comes before it takes room in a step from it. So every step computes
+something, and since output is kept when blocks are taken, there is less and less to do. (2) No waiting request
+overtakes an earlier one that lacks blocks, of whatever model; so the running ones become fewer until it fits. (3) The
+order of principals changes only by what is computed for the first time: who is served falls behind who is not. One that
+gave way keeps its place. A request that is computed alone is the first of all while it is, and is so for a number of
+steps that its length bounds.
 """
 
 from .accounts import Accounts

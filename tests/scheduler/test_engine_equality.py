@@ -1,6 +1,7 @@
 """Greedy output through the engine is transformers' `generate`, token for token, however the work is cut and mixed."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -77,3 +78,16 @@ def test_while_others_come_and_go(model: tuple[Path, Oracle]) -> None:
             engine.cancel(strangers.pop(0).request_id)
 
     expect(oracle, run(engine, map(make_job, PROMPTS), disturb), PROMPTS)
+
+
+def test_whoever_asks_and_with_whatever_weight(model: tuple[Path, Oracle]) -> None:
+    folder, oracle = model
+    rng = random.Random(1)
+    engine = make_engine(folder, num_blocks=24, block_size=8, max_num_seqs=3, max_num_batched_tokens=32)
+    prompts = rng.choices(PROMPTS, k=24)
+    jobs = [
+        replace(make_job(prompt), principal=rng.choice("aaab"), weight=rng.choice([0.5, 1.0, 3.0]))
+        for prompt in prompts
+    ]
+    expect(oracle, run(engine, jobs), prompts)
+    assert engine.stats()["m"].num_preemptions > 0
