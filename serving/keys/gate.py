@@ -10,6 +10,7 @@ from ..principal import PRINCIPAL, STRANGER, Need, Principal
 from .refusals import Refusals
 
 FORBIDDEN = 403
+NOT_FOUND = 404
 Identify = Callable[[Headers], Principal]
 """Tells by a request's headers who sends it; raises ApiError if they may not come in."""
 Needed = Callable[[str, str], Need]
@@ -50,9 +51,21 @@ class Gate:
             if need == "nothing":
                 return STRANGER
             raise
+        if "\n" in scope["path"]:
+            # A router takes "/a\n" for "/a": the $ of its patterns stands before a last line's end too. Nothing that
+            # goes by the path, what it needs and whether it is limited, would know that it is that route.
+            raise _no_such_path(scope)
         if need not in ("key", "nothing") and need not in principal.scopes:
             raise _forbidden(need, scope, principal)
         return principal
+
+
+def _no_such_path(scope: Scope) -> ApiError:
+    return ApiError(
+        f"Unknown request URL: {scope['method']} {scope['path'][:200]!r}. No path here has a line's end in it.",
+        status=NOT_FOUND,
+        code="unknown_url",
+    )
 
 
 def _forbidden(need: Need, scope: Scope, principal: Principal) -> ApiError:

@@ -103,7 +103,8 @@ async def test_every_route_needs_a_key_with_its_scope(keys: Keys, monkeypatch: p
 
 async def test_a_probe_needs_no_key_and_learns_no_names(keys: Keys) -> None:
     async with open_front(identify=keys.identify) as front:
-        assert (await front.http.get("/health")).json() == {"status": "ok"}
+        stranger = await front.http.get("/health")
+        assert stranger.json()["status"] == "ok" and CHAT not in stranger.text
         known = await front.http.get("/health", headers={"x-api-key": keys.secrets["embeddings"]})
         assert CHAT in known.json()["models"]
 
@@ -118,6 +119,16 @@ async def test_what_is_no_route_needs_a_key_too(path: str, keys: Keys) -> None:
             assert answer.status_code == 401 and answer.headers["x-request-id"]
         known = await front.http.get(path, headers={"x-api-key": keys.secrets["embeddings"]})
         assert known.status_code == (200 if path.endswith(".css") else 404)
+
+
+async def test_a_line_s_end_behind_a_path_opens_no_other_door(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    everything = routes(monkeypatch)
+    async with open_front(identify=keys.identify) as front:
+        for method, path, _ in everything:
+            assert (await front.http.request(method, f"{path}%0A")).status_code == 401
+            known = await front.http.request(method, f"{path}%0A", headers={"x-api-key": keys.secrets["admin"]})
+            assert known.status_code == 404, (method, path)
+        assert front.engine.jobs == [] and front.engine.unloads == []
 
 
 async def test_what_a_refusal_says_and_does_not_say(keys: Keys, caplog: pytest.LogCaptureFixture) -> None:
