@@ -36,7 +36,7 @@ from openai import APIConnectionError, APIError, APIStatusError
 RESULTS = Path(os.path.relpath(Path(__file__).parent / "results"))
 _CUT_SECONDS = 10.0  # after an API process was killed, in which lost connections are its clients'
 _END_SECONDS = load.TIMEOUT + 30
-_HANG_SECONDS = 8.0
+_HANG_SECONDS = 30.0
 
 
 class Soak:
@@ -288,7 +288,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=RESULTS)
     options = parser.parse_args()
     arguments = ["--api-processes", str(options.api_processes)]
-    arguments += ["--watchdog-timeout", "5"] if options.hang_worker else []
+    arguments += ["--watchdog-timeout", "20"] if options.hang_worker else []
     with tempfile.TemporaryDirectory(prefix="penstock-soak-") as folder:
         watched = server.start(Path(folder) / "home", tiny=options.tiny, arguments=arguments)
         soak = Soak(options, watched)
