@@ -53,6 +53,9 @@ class FlightRecord:
 
     Args:
         path: the file; None: nobody reads it.
+
+    Raises:
+        OSError: there is no room for it.
     """
 
     def __init__(self, path: Path | None) -> None:
@@ -61,8 +64,12 @@ class FlightRecord:
 
     # ---------------------------------------------------------------------------------------------------- the worker
 
-    def begin_step(self, job_ids: Iterable[str]) -> None:
-        """A step with these jobs is about to be launched."""
+    def begin_step(self, job_ids: Iterable[str], num_in_flight: int = 0) -> None:
+        """A step with these jobs is about to be launched, while so many before it are not collected yet.
+
+        The engine collects everything before a step that holds a single suspect: nobody but that one is to be blamed.
+        """
+        self._num_collected = self._num_launched - num_in_flight
         slot = _SLOTS + _SLOT_BYTES * ((self._num_launched + 1) % 2)
         self._write(slot, _SLOT_BYTES, job_ids)
         self._num_launched += 1
@@ -121,9 +128,8 @@ class FlightRecord:
 
 
 def _map(path: Path) -> mmap.mmap:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        os.ftruncate(descriptor, _FILE_BYTES)
-        return mmap.mmap(descriptor, _FILE_BYTES)
-    finally:
-        os.close(descriptor)
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b") as file:
+        if os.fstat(file.fileno()).st_size < _FILE_BYTES:
+            file.write(bytes(_FILE_BYTES))  # a hole could not be filled once the disk is full, which ends the process
+            file.flush()
+        return mmap.mmap(file.fileno(), _FILE_BYTES)

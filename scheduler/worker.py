@@ -68,7 +68,7 @@ class Worker:
         self.config = config
         self.engine = Engine(config.engine)
         self._record = FlightRecord(Path(config.flight_record) if config.flight_record else None)
-        self.engine.on_plan = lambda plan: self._record.begin_step(plan.job_ids)
+        self.engine.on_plan = lambda plan: self._record.begin_step(plan.job_ids, self.engine.num_in_flight)
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.ROUTER)
         self._socket.setsockopt(zmq.LINGER, 0)
         self._socket.setsockopt(zmq.SNDHWM, 0)  # a slow API process must not lose tokens

@@ -58,8 +58,7 @@ class EngineClient:
         loading: how far the others are, by name.
         stats: load of each model at the end of the last step.
         ready: set when every model that the worker began with is ready or failed.
-        worker: the worker of the moment, or the last one.
-        lost: how that one ended; None while it lives.
+        worker: the worker of the moment, or the last one; `lost` tells how that ended, None while it lives.
         on_step: called with every step's outputs, for metrics.
         on_progress: called after every change of `models`, `failed` or `loading`.
         make_resident: called before a job of a model that is not resident is sent: it may have been unloaded since the
@@ -161,7 +160,7 @@ class EngineClient:
             fault = entry.note_death(lost)
             entry.mailbox.fail(JobFailedError(fault) if fault else WorkerLostError(lost.how))
         if lost.is_hopeless:
-            self._despair = f"it {lost.how} before it was ready, as those before it did"
+            self._despair = f"it {lost.how}, and there is no other one yet"
             self._fail_all()
         self._tell_change()
 
@@ -203,8 +202,7 @@ class EngineClient:
         at `num_jobs_of` and this call.
 
         Returns:
-            Whether it has gone: the worker keeps a model that another API process uses. EngineDeadError if the server
-            gives up.
+            Whether it has gone, and stays so: other API processes may use it. EngineDeadError if the server gives up.
 
         Raises:
             EngineDeadError: the server has given up.
@@ -214,7 +212,10 @@ class EngineClient:
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._unloads[name] = answer
         answer.add_done_callback(lambda done: self._unloads.pop(name))
-        self._send(Unload(name))
+        if self.lost is None:
+            self._send(Unload(name))
+        else:
+            answer.set_result(False)  # the next worker begins with it
         return answer
 
     async def next_change(self) -> None:

@@ -50,6 +50,7 @@ class OpenJob(Generic[_OutputT]):
         self._num_tokens_at_start = 0
         """Tokens that it had when the worker of the moment got it."""
         self._num_cached_tokens = 0
+        self._fault: JobError | None = None
 
     @property
     def is_suspect(self) -> bool:
@@ -77,19 +78,18 @@ class OpenJob(Generic[_OutputT]):
     def note_death(self, lost: WorkerLost) -> JobError | None:
         """The worker died; the answer is why the job does not go on, None: it does."""
         request_id = self.job.request_id
-        if request_id not in lost.suspects:
-            return None
+        if self._fault is not None or request_id not in lost.suspects:
+            return self._fault
         if len(self.output_token_ids) - self._num_tokens_at_death >= PROVEN_TOKENS:
             self._num_deaths = 0
         self._num_deaths += 1
         self._num_tokens_at_death = len(self.output_token_ids)
         was_alone = lost.suspects == {request_id} and not lost.was_loading
         if (was_alone and self._num_deaths > 1) or self._num_deaths >= MAX_DEATHS:
-            self.is_over = True
-            return JobError(
+            self._fault = JobError(
                 f"The device worker died {self._num_deaths} times while it computed this request (the last time it "
                 f"{lost.how}), so the request is not tried again. The server's log says more.",
                 code="worker_crashed",
                 status=500,
             )
-        return None
+        return self._fault

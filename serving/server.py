@@ -113,7 +113,7 @@ def _serve(settings: Settings, console: Console) -> int:
 def _scratch_folder() -> Iterator[Path]:
     """For the sockets between the server's processes, which only this user can reach."""
     folder = tempfile.mkdtemp(prefix="penstock-")
-    if len(os.fsencode(folder)) + len("/worker.sock") > _MAX_SOCKET_PATH:
+    if len(os.fsencode(folder)) + len("/worker-9999.sock") > _MAX_SOCKET_PATH:
         os.rmdir(folder)
         folder = tempfile.mkdtemp(prefix="penstock-", dir="/tmp")
     try:

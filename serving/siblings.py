@@ -85,7 +85,6 @@ class Siblings:
         from prometheus_client import multiprocess
 
         while not self._stopping:
-            message = pickle.dumps((replace(self._config, index=index), listener.fileno(), int(listener.family)))
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "penstock.serving.api_process"),
                 stdin=asyncio.subprocess.PIPE,
@@ -93,6 +92,8 @@ class Siblings:
                 pass_fds=[listener.fileno()],
                 start_new_session=True,  # Ctrl-C reaches the first process alone, which stops the others in order
             )
+            # Made only now: what was told while the process was being started is in it, what comes later goes to it.
+            message = pickle.dumps((replace(self._config, index=index), listener.fileno(), int(listener.family)))
             self._processes[index] = process
             assert process.stdin is not None
             process.stdin.write(len(message).to_bytes(8, "little") + message)

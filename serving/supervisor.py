@@ -68,7 +68,11 @@ class Supervisor:
         self._record: FlightRecord
 
     def start(self) -> WorkerStarted:
-        """Start a worker; returns at once."""
+        """Start a worker; returns at once.
+
+        Raises:
+            OSError: the system refuses it a process or a file.
+        """
         record = self._folder / f"flight-{self._generation}"
         address = f"ipc://{self._folder}/worker-{self._generation}.sock"
         self._config = replace(self._config, address=address, flight_record=str(record))
@@ -114,7 +118,18 @@ class Supervisor:
             await asyncio.sleep(pause)
             self._generation += 1
             self._config = replace(self._config, models=wanted)
-            tell(self.start())
+            tell(await self._start_another(tell))
+
+    async def _start_another(self, tell: Callable[[WorkerNews], None]) -> WorkerStarted:
+        """Start a worker, as soon as the system allows it: its disk may be full, or there may be too many processes."""
+        while True:
+            try:
+                return self.start()
+            except OSError as error:
+                pause = _PAUSES[-1]
+                _log.error("no device worker can be started: %s; the next attempt is in %.0f s", error, pause)
+                tell(WorkerLost(f"could not be started again: {error}", is_hopeless=True))
+                await asyncio.sleep(pause)
 
     def _note_death(self, *, is_ready: bool) -> float:
         """Count a death; returns the seconds until the next start."""

@@ -1,5 +1,6 @@
 """The worker's record of what it is doing, as others find it after its death."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,12 @@ def test_a_new_record_says_that_nothing_has_begun(record: FlightRecord) -> None:
     assert not flight.job_ids and not flight.admitted_ids
 
 
+def test_its_room_on_the_disk_is_taken_at_once(record: FlightRecord, path: Path) -> None:
+    os.sync()
+    taken = path.stat()
+    assert taken.st_blocks * 512 >= taken.st_size
+
+
 def test_jobs_are_in_flight_from_the_launch_of_their_step_until_it_is_collected(
     record: FlightRecord, path: Path
 ) -> None:
@@ -35,7 +42,7 @@ def test_jobs_are_in_flight_from_the_launch_of_their_step_until_it_is_collected(
     record.begin_step(["a", "b"])
     assert reader.read().job_ids == {"a", "b"}
     record.end_step(1)
-    record.begin_step(["b", "c"])
+    record.begin_step(["b", "c"], num_in_flight=1)
     assert reader.read().job_ids == {"a", "b", "c"}  # both steps are on the device
     record.end_step(1)
     assert reader.read().job_ids == {"b", "c"}
@@ -43,6 +50,13 @@ def test_jobs_are_in_flight_from_the_launch_of_their_step_until_it_is_collected(
     assert reader.read().job_ids == frozenset()
     assert reader.read().num_steps == 2
     reader.close()
+
+
+def test_a_step_that_waits_for_those_before_it_is_alone_in_flight(record: FlightRecord) -> None:
+    record.begin_step(["a", "b"])
+    record.end_step(1)
+    record.begin_step(["suspect"], num_in_flight=0)
+    assert record.read().job_ids == {"suspect"}
 
 
 def test_a_step_is_progress_only_when_that_is_said(record: FlightRecord) -> None:
@@ -87,7 +101,7 @@ def test_it_outlives_the_process_that_wrote_it(path: Path) -> None:
 import os, pathlib
 from penstock.scheduler.flight_record import FlightRecord
 record = FlightRecord(pathlib.Path({str(path)!r}))
-record.begin_step(["a"]); record.end_step(1); record.begin_step(["b"])
+record.begin_step(["a"]); record.end_step(1); record.begin_step(["b"], 1)
 os.kill(os.getpid(), 9)
 """
     assert subprocess.run([sys.executable, "-c", program]).returncode == -9

@@ -434,6 +434,7 @@ async def test_a_load_goes_on_and_an_unload_is_done(lives: Lives) -> None:
     with pytest.raises(ModelFailedError, match="it ended the worker"):
         await lost
     assert lives.client.wanted_models() == ["new"]
+    assert await lives.client.unload("new") is False, "there is no worker that could, and the next one begins with it"
 
 
 async def test_a_job_whose_model_does_not_come_back_is_told(lives: Lives) -> None:
@@ -474,13 +475,28 @@ async def test_a_job_that_ends_workers_is_computed_alone_and_then_fails(lives: L
     assert [output.token_ids for output in await other] == [[1]]
 
 
+async def test_a_job_at_fault_is_told_although_nobody_waits_for_its_tokens_just_then(lives: Lives) -> None:
+    await lives.begin(CHAT)
+    async with aclosing(lives.client.generate(job())) as outputs:
+        for number in range(2):
+            following = asyncio.ensure_future(anext(outputs))
+            await lives.worker.receive()
+            await lives.worker.send(tokens("r", [number]))
+            await following
+            lives.lose("r")
+            if not number:
+                await lives.begin(CHAT)
+        with pytest.raises(JobFailedError, match="died 2 times"):
+            await anext(outputs)
+
+
 async def test_nobody_waits_for_workers_that_do_not_get_ready(lives: Lives) -> None:
     await lives.begin(CHAT)
     running = asyncio.ensure_future(collect(lives.client, job()))
     await lives.worker.receive()
     lives.lose(is_hopeless=True)
     for refused in (running, asyncio.ensure_future(collect(lives.client, job("s")))):
-        with pytest.raises(EngineDeadError, match="was killed by signal 9 before it was ready"):
+        with pytest.raises(EngineDeadError, match="was killed by signal 9, and there is no other one yet"):
             await refused
     await lives.begin(CHAT)  # against all hope
     assert lives.client.death is None

@@ -25,7 +25,10 @@ def test_deaths_that_a_job_had_no_part_in_do_not_count(entry: OpenJob[RequestOut
 def test_a_job_that_was_alone_at_its_second_death_is_at_fault(entry: OpenJob[RequestOutput]) -> None:
     assert entry.note_death(ALONE) is None
     fault = entry.note_death(ALONE)
-    assert fault is not None and fault.code == "worker_crashed" and entry.is_over
+    assert fault is not None and fault.code == "worker_crashed"
+    assert entry.note_death(WorkerLost("ended")) is fault, (
+        "who has not heard of it yet hears of it after a later death too"
+    )
 
 
 def test_a_job_beside_others_is_only_suspected(entry: OpenJob[RequestOutput]) -> None:
