@@ -33,6 +33,7 @@ from .routes.tokenize import tokenize_router
 from .shelf.downloads import Downloads
 from .shelf.lifecycle import Lifecycle
 from .shelf.registry import Registry
+from .text.threads import TextThreads
 
 MAX_BODY_BYTES = 32 * 2**20
 
@@ -75,6 +76,7 @@ def create_app(
         downloads,
         drain or Drain(),
         meter,
+        TextThreads(),
     )
     app.state.services = services
     routers = [

@@ -16,7 +16,7 @@ from ..principal import Principal
 from ..protocol.completion import CompletionBody
 from ..text.output_format import ANYTHING, Grammar, grammar_of
 from ..text.served_model import ServedModel
-from ..text.tokenizer import off_loop
+from ..text.threads import TextThreads
 from .choice import Choice, Delta
 from .completion_prompts import Prompt, read_prompts
 from .frames import ChunkFrames, usage_body
@@ -83,9 +83,9 @@ class CompletionHandler:
         """
         started = time.monotonic()
         served, ready = await self.services.find(body.model, "generate", ttl=body.ttl)
-        prompts = await read_prompts(body, served, ready)
+        prompts = await read_prompts(body, served, ready, self.services.threads)
         _check_num_logprobs(body, prompts)
-        grammar = await _grammar(body)
+        grammar = await _grammar(body, self.services.threads)
         request_id = f"cmpl-{uuid.uuid4().hex}"
         now = time.time()
         per_prompt = max(body.n, body.best_of or 0)
@@ -202,12 +202,12 @@ def _check_num_logprobs(body: CompletionBody, prompts: list[Prompt]) -> None:
             )
 
 
-async def _grammar(body: CompletionBody) -> Grammar:
+async def _grammar(body: CompletionBody, threads: TextThreads) -> Grammar:
     """What the choices' texts must match."""
     wanted = resolve_output_format(body)
     if wanted is None:
         return ANYTHING
-    return Grammar(await off_loop(len(wanted.source), lambda: grammar_of(wanted)), wanted.param)
+    return Grammar(await threads.run(len(wanted.source), lambda: grammar_of(wanted)), wanted.param)
 
 
 def _best(completion: Completion, results: list[_Text]) -> list[int]:

@@ -8,7 +8,8 @@ from ..errors import ApiError
 from ..protocol.completion import CompletionBody
 from ..text.fim import FillInTheMiddle, find_fill_in_the_middle
 from ..text.served_model import ServedModel
-from ..text.tokenizer import TextTokenizer, off_loop
+from ..text.threads import TextThreads
+from ..text.tokenizer import TextTokenizer
 from .sampling import check_token_ids, token_limit, token_room
 from .text_length import check_text_length
 
@@ -26,7 +27,9 @@ class Prompt:
     """End its choices, besides what ends all of the request's."""
 
 
-async def read_prompts(body: CompletionBody, served: ServedModel, ready: ModelReady) -> list[Prompt]:
+async def read_prompts(
+    body: CompletionBody, served: ServedModel, ready: ModelReady, threads: TextThreads
+) -> list[Prompt]:
     """The prompts of a request in their order.
 
     Raises:
@@ -58,7 +61,7 @@ async def read_prompts(body: CompletionBody, served: ServedModel, ready: ModelRe
         return prompts
 
     characters = sum(len(item) for item in [*body.prompt, body.suffix or ""] if isinstance(item, str))
-    prompts = await off_loop(characters, read)
+    prompts = await threads.run(characters, read)
     for prompt in prompts:
         if not prompt.token_ids:
             raise ApiError(

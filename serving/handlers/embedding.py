@@ -16,7 +16,7 @@ from ..principal import Principal
 from ..protocol.embedding import EmbeddingBody
 from ..protocol.explain import preview
 from ..text.served_model import ServedModel
-from ..text.tokenizer import off_loop
+from ..text.threads import TextThreads
 from .sampling import check_token_ids
 from .services import Services
 from .text_length import check_text_length
@@ -40,7 +40,7 @@ class EmbeddingHandler:
         """
         served, ready = await self.services.find(body.model, "embed", ttl=body.ttl)
         _check_dimensions(body.dimensions, served, ready)
-        inputs = await _tokenise(body, served, ready)
+        inputs = await _tokenise(body, served, ready, self.services.threads)
         output = await self.services.embed(
             Embed(
                 request_id=f"embd-{uuid.uuid4().hex}",
@@ -141,7 +141,9 @@ def _encode(vectors: Matrix, encoding: str, model: str, num_tokens: int) -> byte
     )
 
 
-async def _tokenise(body: EmbeddingBody, served: ServedModel, ready: ModelReady) -> list[list[int]]:
+async def _tokenise(
+    body: EmbeddingBody, served: ServedModel, ready: ModelReady, threads: TextThreads
+) -> list[list[int]]:
     """Token ids of every input, within the model's limit."""
     rules = served.input_rules
     limit = min(ready.max_model_len, rules.max_tokens or ready.max_model_len)
@@ -170,7 +172,7 @@ async def _tokenise(body: EmbeddingBody, served: ServedModel, ready: ModelReady)
             return served.tokenizer.encode_batch(texts, limit)
         return served.tokenizer.encode_batch_cut(texts, max_length)
 
-    encoded = iter(await off_loop(sum(map(len, texts)), encode))
+    encoded = iter(await threads.run(sum(map(len, texts)), encode))
     inputs = [tokens or next(encoded) for tokens in inputs]
     for number, tokens in enumerate(inputs):
         if len(tokens) > limit:

@@ -14,7 +14,7 @@ from ..errors import ApiError, context_length_exceeded, wrong_kind
 from ..principal import Principal
 from ..protocol.rerank import ScoringBody
 from ..text.served_model import EmbeddingInputRules, ServedModel
-from ..text.tokenizer import off_loop
+from ..text.threads import TextThreads
 from .services import Services
 from .text_length import check_text_length
 
@@ -76,9 +76,10 @@ async def score_pairs(services: Services, body: ScoringBody, pairs: Pairs, princ
             others = [model.name for model in services.served() if model.kind != "generate"]
             raise wrong_kind(body.model, served.kind, others)
         case "score":
-            inputs, starts = await _encode_together(pairs, served, ready, body.truncate_prompt_tokens)
+            inputs, starts = await _encode_together(pairs, served, ready, body.truncate_prompt_tokens, services.threads)
         case "embed":
-            inputs, starts = await _encode_apart(pairs, served, ready, body.truncate_prompt_tokens), []
+            inputs = await _encode_apart(pairs, served, ready, body.truncate_prompt_tokens, services.threads)
+            starts = []
     output = await services.embed(
         Embed(
             request_id=f"score-{uuid.uuid4().hex}",
@@ -106,7 +107,7 @@ def _cosines(vectors: npt.NDArray[np.float32], num_firsts: int) -> npt.NDArray[n
 
 
 async def _encode_together(
-    pairs: Pairs, served: ServedModel, ready: ModelReady, cut: int | None
+    pairs: Pairs, served: ServedModel, ready: ModelReady, cut: int | None, threads: TextThreads
 ) -> tuple[list[list[int]], list[int]]:
     """One input for each pair, and where in each the second text starts."""
     limit, max_length = _limits(served, ready, cut)
@@ -115,13 +116,15 @@ async def _encode_together(
     def encode() -> list[tuple[list[int], int]]:
         return served.tokenizer.encode_pairs(pairs.both(), limit, max_length=max_length, max_second=pairs.max_second)
 
-    encoded = await off_loop(pairs.num_characters, encode)
+    encoded = await threads.run(pairs.num_characters, encode)
     for (token_ids, _), param in zip(encoded, pairs.second_params, strict=True):
         _check_length(token_ids, limit, max_length, param, served)
     return [token_ids for token_ids, _ in encoded], [start for _, start in encoded]
 
 
-async def _encode_apart(pairs: Pairs, served: ServedModel, ready: ModelReady, cut: int | None) -> list[list[int]]:
+async def _encode_apart(
+    pairs: Pairs, served: ServedModel, ready: ModelReady, cut: int | None, threads: TextThreads
+) -> list[list[int]]:
     """One input for each first and then for each second text."""
     limit, max_length = _limits(served, ready, cut)
     rules = served.input_rules
@@ -136,7 +139,7 @@ async def _encode_apart(pairs: Pairs, served: ServedModel, ready: ModelReady, cu
             return inputs + served.tokenizer.encode_batch(seconds, limit)
         return inputs + served.tokenizer.encode_batch_cut(seconds, max_second)
 
-    inputs = await off_loop(pairs.num_characters, encode)
+    inputs = await threads.run(pairs.num_characters, encode)
     for token_ids, param in zip(inputs, pairs.first_params + pairs.second_params, strict=True):
         _check_length(token_ids, limit, max_length, param, served)
     return inputs

@@ -21,6 +21,7 @@ from ..shelf.lifecycle import Lifecycle
 from ..shelf.registry import Registry
 from ..store.store import Store
 from ..text.served_model import ServedModel
+from ..text.threads import TextThreads
 from .background import ResponseRuns
 
 
@@ -37,6 +38,7 @@ class Services:
     downloads: Downloads
     drain: Drain
     meter: Meter
+    threads: TextThreads
 
     async def find(
         self, name: str, kind: ModelKind | None, *, ttl: int | None = None

@@ -8,7 +8,6 @@ from ..errors import context_length_exceeded
 from ..principal import Principal
 from ..protocol.tokenize import MAX_TOKENS, DetokenizeBody, TokenizeChatBody, TokenizeTextBody
 from ..text.served_model import ServedModel
-from ..text.tokenizer import off_loop
 from .chat_request import turn_request
 from .sampling import check_token_ids
 from .services import Services
@@ -29,10 +28,11 @@ class TokenizeHandler:
         """
         if isinstance(body, TokenizeChatBody):
             served, ready = await self.services.find(body.model, "generate")
-            token_ids = (await render_prompt(turn_request(body, principal), served, ready)).token_ids
+            request = turn_request(body, principal)
+            token_ids = (await render_prompt(request, served, ready, self.services.threads)).token_ids
         else:
             served, ready = await self.services.find(body.model, None)
-            token_ids = await _encode(body, served)
+            token_ids = await self._encode(body, served)
         table = served.tokenizer.table
 
         def write() -> bytes:
@@ -40,7 +40,7 @@ class TokenizeHandler:
             lengths = {"count": len(token_ids), "max_model_len": ready.max_model_len}
             return orjson.dumps({**lengths, "tokens": token_ids, "token_strs": names})
 
-        return await off_loop(len(token_ids), write)
+        return await self.services.threads.run(len(token_ids), write)
 
     async def detokenize(self, body: DetokenizeBody) -> bytes:
         """The JSON answer: the text of tokens, special ones included.
@@ -54,14 +54,13 @@ class TokenizeHandler:
         def decode() -> bytes:
             return orjson.dumps({"prompt": served.tokenizer.decode(body.tokens, skip_special_tokens=False)})
 
-        return await off_loop(len(body.tokens), decode)
+        return await self.services.threads.run(len(body.tokens), decode)
 
+    async def _encode(self, body: TokenizeTextBody, served: ServedModel) -> list[int]:
+        def encode() -> list[int]:
+            return served.tokenizer.encode(body.prompt, MAX_TOKENS, add_special_tokens=body.add_special_tokens)
 
-async def _encode(body: TokenizeTextBody, served: ServedModel) -> list[int]:
-    def encode() -> list[int]:
-        return served.tokenizer.encode(body.prompt, MAX_TOKENS, add_special_tokens=body.add_special_tokens)
-
-    token_ids = await off_loop(len(body.prompt), encode)
-    if len(token_ids) > MAX_TOKENS:
-        raise context_length_exceeded(len(token_ids), MAX_TOKENS, "one request", param="prompt")
-    return token_ids
+        token_ids = await self.services.threads.run(len(body.prompt), encode)
+        if len(token_ids) > MAX_TOKENS:
+            raise context_length_exceeded(len(token_ids), MAX_TOKENS, "one request", param="prompt")
+        return token_ids

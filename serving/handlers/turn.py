@@ -86,7 +86,7 @@ async def prepare_turn(services: Services, request: TurnRequest) -> Turn:
     """
     started = time.monotonic()
     served, ready = await services.find(request.model, "generate", ttl=request.ttl)
-    prompt = await render_prompt(request, served, ready)
+    prompt = await render_prompt(request, served, ready, services.threads)
     sampling = resolve_sampling(
         request.sampling,
         served.defaults,
@@ -158,4 +158,4 @@ async def count_prompt_tokens(services: Services, request: TurnRequest) -> int:
         EngineDeadError: the worker is gone.
     """
     served, ready = await services.find(request.model, "generate", ttl=request.ttl)
-    return len((await render_prompt(request, served, ready)).token_ids)
+    return len((await render_prompt(request, served, ready, services.threads)).token_ids)

@@ -1,17 +1,18 @@
 """The prompt of a turn: the chat template's variables settled, the messages rendered and tokenised."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from penstock.scheduler.messages import ModelReady
 
 from ..errors import ApiError
-from ..text.chat_template import ChatTemplate, TemplateRefusalError
+from ..text.chat_template import MAX_SECONDS, QUICK_SECONDS, ChatTemplate, SlowTemplateError, TemplateRefusalError
 from ..text.output_format import Grammar
 from ..text.roles import settle_roles
 from ..text.served_model import ServedModel
-from ..text.tokenizer import off_loop
+from ..text.threads import INLINE_CHARACTERS, TextThreads
 from ..text.tool_formats.custom_block import any_definition
 from ..text.turn_grammar import ThinkState
 from .sampling import token_limit
@@ -35,7 +36,7 @@ class Prompt:
     grammar: Grammar
 
 
-async def render_prompt(request: TurnRequest, served: ServedModel, ready: ModelReady) -> Prompt:
+async def render_prompt(request: TurnRequest, served: ServedModel, ready: ModelReady, threads: TextThreads) -> Prompt:
     """Render and tokenise, off the event loop if it is long.
 
     Raises:
@@ -52,9 +53,9 @@ async def render_prompt(request: TurnRequest, served: ServedModel, ready: ModelR
     variables = template_variables(request, served.name, template)
     tools = resolve_tools(request, template, served.tokenizer.table.control_ids)
 
-    def render_and_encode() -> Prompt:
+    def render_and_encode(max_seconds: float) -> Prompt:
         tools.check_schemas()
-        text = render_text(tools, variables)
+        text = render_text(tools, variables, max_seconds)
         check_text_length(text, served, token_limit(ready), request.param)
         # The template has written the special tokens; the tokenizer would write some of them again.
         token_ids = served.tokenizer.encode(text, token_limit(ready), add_special_tokens=False)
@@ -64,7 +65,7 @@ async def render_prompt(request: TurnRequest, served: ServedModel, ready: ModelR
     size = sum(len(message["content"]) for message in request.messages)
     size += sum(len(tool.description) + _SCHEMA_SIZE for tool in tools.offered)
     try:
-        prompt = await off_loop(size, render_and_encode)
+        prompt = await _where_nobody_waits(render_and_encode, size, template, threads)
     except TemplateRefusalError as error:
         raise ApiError(f"Invalid '{request.param}': {error}.", code="invalid_value", param=request.param) from error
     if not prompt.token_ids:
@@ -76,8 +77,20 @@ async def render_prompt(request: TurnRequest, served: ServedModel, ready: ModelR
     return prompt
 
 
-def render_text(tools: TurnTools, variables: Mapping[str, Any]) -> str:
-    """The prompt's text.
+async def _where_nobody_waits(
+    work: Callable[[float], Prompt], num_characters: int, template: ChatTemplate, threads: TextThreads
+) -> Prompt:
+    """`work`, told how many seconds the template may take: few on the event loop, and a slow one is kept off it."""
+    if num_characters <= INLINE_CHARACTERS and not template.is_slow:
+        with suppress(SlowTemplateError):
+            return work(QUICK_SECONDS)
+    if template.is_slow:
+        return await threads.run_heavy(lambda: work(MAX_SECONDS))
+    return await threads.run(num_characters, lambda: work(MAX_SECONDS))
+
+
+def render_text(tools: TurnTools, variables: Mapping[str, Any], max_seconds: float) -> str:
+    """The prompt's text, for which the chat template may take `max_seconds` of processor time.
 
     Raises:
         TemplateRefusalError: the chat template cannot render the messages.
@@ -90,6 +103,7 @@ def render_text(tools: TurnTools, variables: Mapping[str, Any]) -> str:
         continue_final_message=request.continue_final_message,
         tools=[any_definition(tool) for tool in tools.offered] if tools.format.reads_tools else (),
         variables=variables,
+        max_seconds=max_seconds,
     )
 
 

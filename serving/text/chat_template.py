@@ -1,23 +1,20 @@
 """Renders a model's chat template as transformers does: the same sandbox, filters and variables, without transformers.
 
-A template comes with a model's files and is not trusted: it runs in jinja's immutable sandbox and sees plain data.
+A template comes with a model's files and is not trusted: it runs in a sandbox with bounds and sees plain data.
 """
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from jinja2 import meta, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import meta
 
 from ..protocol.chat import RESERVED_TEMPLATE_NAMES
 from .reasoning import find_think_markers
 from .roles import RoleRules
+from .template_sandbox import Sandbox, TemplateLimitError, TemplateTimeError, render_bounded
 from .tool_formats.detect import detect_tool_format
 from .tool_formats.format import arguments_object
 
@@ -26,9 +23,18 @@ Message = dict[str, Any]
 _END_MARK = "<|penstock: the message goes on here|>"
 _PROBE = "penstock-probe"
 
+MAX_SECONDS = 5.0
+"""Of processor time for one prompt; that of ten thousand messages takes a tenth of a second."""
+QUICK_SECONDS = 0.05
+"""The same on the event loop, where everybody waits for it."""
+
 
 class TemplateRefusalError(ValueError):
     """The template cannot render these messages; the message is for the client."""
+
+
+class SlowTemplateError(TemplateRefusalError):
+    """It takes longer than it was given."""
 
 
 class ChatTemplate:
@@ -43,11 +49,16 @@ class ChatTemplate:
         think_markers: what the model writes around its thinking, if it thinks.
         tool_format: how the model calls tools.
         roles: which orders of roles it takes.
+        is_slow: it has once taken longer than it was given.
+
+    Raises:
+        TemplateError: `source` is no template, or one that goes beyond the sandbox's bounds with a few words.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
-        environment = _environment()
-        self._template = environment.from_string(source)
+        self.is_slow = False
+        environment = Sandbox()
+        self._template = environment.compile_bounded(source)
         read = meta.find_undeclared_variables(environment.parse(source))
         self.variables = frozenset(read - environment.globals.keys() - RESERVED_TEMPLATE_NAMES)
         self.think_markers = find_think_markers(source)
@@ -66,6 +77,7 @@ class ChatTemplate:
         continue_final_message: bool = False,
         tools: Sequence[Mapping[str, Any]] = (),
         variables: Mapping[str, Any] | None = None,
+        max_seconds: float = MAX_SECONDS,
     ) -> str:
         """The prompt of a chat.
 
@@ -76,8 +88,10 @@ class ChatTemplate:
             continue_final_message: end within the last message, so that the answer goes on with it.
             tools: definitions of the tools to offer.
             variables: further variables of the template.
+            max_seconds: processor time that it may take.
 
         Raises:
+            SlowTemplateError: it takes longer.
             TemplateRefusalError: the template refuses or cannot take these messages.
         """
         messages = [self._adapt(message) for message in messages]
@@ -87,9 +101,16 @@ class ChatTemplate:
         if tools:
             values["tools"] = list(tools)
         try:
-            text = self._template.render(
-                values, messages=messages, add_generation_prompt=add_generation_prompt and not continue_final_message
-            )
+            values |= {
+                "messages": messages,
+                "add_generation_prompt": add_generation_prompt and not continue_final_message,
+            }
+            text = render_bounded(self._template, values, max_seconds)
+        except TemplateTimeError:
+            self.is_slow = True
+            raise SlowTemplateError(
+                f"the model's chat template takes more than {max_seconds:g} seconds for these messages"
+            ) from None
         except jinja2.TemplateError as error:
             raise TemplateRefusalError(f"the model's chat template refuses these messages: {error}") from None
         except Exception as error:  # templates fail in any way when a message has not the form they expect
@@ -147,7 +168,10 @@ class ChatTemplate:
     def _shows(self, messages: Sequence[Message], not_as: Sequence[str] = ()) -> bool:
         """Whether the probe reaches the prompt, and in none of these forms."""
         try:
-            text = self._template.render(self._special_tokens, messages=messages, add_generation_prompt=True)
+            values = {**self._special_tokens, "messages": messages, "add_generation_prompt": True}
+            text = render_bounded(self._template, values, MAX_SECONDS)
+        except TemplateLimitError:
+            raise
         except Exception:  # a template may want other messages; then one guess is as good as any
             return False
         return _PROBE in text and not any(form in text for form in not_as)
@@ -175,45 +199,6 @@ def load_chat_template(folder: Path, special_tokens: Mapping[str, str]) -> ChatT
         if source:
             return ChatTemplate(source, special_tokens)
     return None
-
-
-class _GenerationBlock(Extension):
-    """`{% generation %}` marks the assistant's tokens for training; for serving its content is all that counts."""
-
-    tags = {"generation"}
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationBlock, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = _tojson
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-def _tojson(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    """Jinja's own filter escapes HTML characters, which would reach the model."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise jinja2.TemplateError(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
 
 
 def _append(content: str | list[dict[str, Any]], mark: str) -> str | list[dict[str, Any]]:

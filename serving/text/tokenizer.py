@@ -1,39 +1,18 @@
-"""A model's tokenizer as the handlers use it: text to ids without stalling the event loop, and ids to text."""
+"""A model's tokenizer as the handlers use it: text to ids, of long ones no more than is needed, and ids to text."""
 
-import asyncio
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from tokenizers import Encoding, Tokenizer
 
 from .token_table import TokenTable
 
-Result = TypeVar("Result")
-
-INLINE_CHARACTERS = 2048
-"""Shorter texts take less than the hop to a thread."""
-HEAVY_CHARACTERS = 2**18
-"""Longer texts have threads of their own, so that nobody's ordinary prompt waits for them."""
 _WINDOW = 2**16  # characters, at most, that are tokenised at once to count the tokens of a very long text
 _SMALLEST_WINDOW = 2**12
 _SEAM = 64  # tokens at the end of a cut text that may differ from those of the whole text
 _USUAL_MAX_CHARACTERS = 16  # per token; longer texts are counted before they are tokenised
 _MAX_CHARACTERS = 128  # a token, at least; those of spaces are as long
 _BATCH_CHARACTERS = 2**20  # the library's encodings take a hundred bytes a token until their ids are copied out
-
-
-async def off_loop(num_characters: int, work: Callable[[], Result]) -> Result:
-    """`work()`, in a thread if its text is long enough to stall other clients."""
-    if num_characters <= INLINE_CHARACTERS:
-        return work()
-    if num_characters <= HEAVY_CHARACTERS:
-        return await asyncio.to_thread(work)
-    return await asyncio.get_running_loop().run_in_executor(_HEAVY, work)
-
-
-_HEAVY = ThreadPoolExecutor(2, "heavy-texts")
 
 
 class TextTokenizer:

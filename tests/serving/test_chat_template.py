@@ -4,9 +4,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tiny_models import make_tiny_tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from penstock.serving.text.chat_template import ChatTemplate, TemplateRefusalError, load_chat_template
+from penstock.scheduler.errors import ModelLoadError
+from penstock.serving.text.chat_template import (
+    ChatTemplate,
+    SlowTemplateError,
+    TemplateRefusalError,
+    load_chat_template,
+)
+from penstock.serving.text.served_model import load_served_model
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>"}
 MESSAGES: list[dict[str, Any]] = [
@@ -121,3 +129,48 @@ def test_templates_are_found_in_every_place(tmp_path: Path) -> None:
     assert found() == "j"
     (tmp_path / "chat_template.jinja").write_text("x")
     assert found() == "x"
+
+
+BOMBS = {
+    "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "calls": "{% macro m(n) %}{% if n %}{{ m(n - 1) }}{{ m(n - 1) }}{% endif %}{% endmacro %}{{ m(100) }}",
+    "recursive loops": "{% for a in [1, 1] recursive %}{{ loop([1, 1]) if loop.depth < 60 }}{% endfor %}",
+    "a long range": "{% for a in range(10 ** 9) %}{% endfor %}",
+    "much text": "{% for a in range(99999) %}{{ 'x' * 65536 }}{% endfor %}",
+    "repetition": "{{ 'x' * 10 ** 10 }}",
+    "a repeated list": "{{ [0] * 10 ** 10 }}",
+    "a huge number": "{{ 2 ** 20000000 }}",
+    "doubling": "{% set n = namespace(s='xxxx') %}{% for a in range(99) %}{% set n.s = n.s ~ n.s %}{% endfor %}",
+    "doubling by addition": "{% set n = namespace(s='xx') %}{% for a in range(99) %}"
+    "{% set n.s = n.s + n.s %}{% endfor %}",
+    "replacing": "{% set n = namespace(s='x') %}{% for a in range(99) %}"
+    "{% set n.s = n.s.replace('x', 'xx') %}{% endfor %}",
+    "a filter that replaces": "{% set n = namespace(s='x') %}{% for a in range(99) %}"
+    "{% set n.s = n.s | replace('x', 'xx') %}{% endfor %}",
+    "joining": "{{ ([('x' * 2 ** 20)] * 100) | join }}",
+    "padding": "{{ 'x'.ljust(10 ** 10) }}",
+    "a filter that pads": "{{ 'x' | center(10000000000) }}",
+    "a wide field": "{{ '%10000000000d' % 1 }}",
+    "a wide field of a method": "{{ '{:10000000000}'.format(1) }}",
+    "a width as an argument": "{{ '{:{}}'.format(1, 10 ** 10) }}",
+    "escaping": "{{ ''.__class__.__mro__ }}",
+}
+
+
+@pytest.mark.parametrize("bomb", BOMBS.values(), ids=BOMBS.keys())
+def test_a_hostile_template_is_stopped(bomb: str) -> None:
+    template = ChatTemplate(
+        "{% if messages[0].content == 'bomb' %}" + bomb + "{% endif %}{{ messages[0].content }}", {}
+    )
+    assert template.render([{"role": "user", "content": "hi"}]) == "hi"
+    with pytest.raises(TemplateRefusalError) as refusal:
+        template.render([{"role": "user", "content": "bomb"}], max_seconds=0.3)
+    assert template.is_slow == isinstance(refusal.value, SlowTemplateError)
+
+
+@pytest.mark.parametrize("source", ["{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}", "x" * (2**20 + 1)])
+def test_a_template_that_is_too_long_or_too_deep_is_refused_when_it_is_read(source: str, tmp_path: Path) -> None:
+    make_tiny_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(source)
+    with pytest.raises(ModelLoadError, match="cannot be used"):
+        load_served_model("m", "generate", tmp_path)

@@ -1,11 +1,14 @@
 """Bodies that a client with a valid key may send to hurt others: each is refused by a limit that it can read."""
 
+import asyncio
 import gzip
 import json
 from typing import Any
 
 import pytest
-from fake_engine import CHAT, EMBED, error, open_front
+from fake_engine import CHAT, EMBED, error, open_front, use_template
+
+from penstock.serving.handlers import turn_prompt
 
 MESSAGE = {"role": "user", "content": "hi"}
 PART = {"type": "text", "text": "a"}
@@ -143,3 +146,16 @@ async def test_log_probabilities_of_prompts_are_bounded(fields: dict[str, Any]) 
         message = error(await front.complete(prompt=[[5] * 200] * 300, **fields), 400, "integer_above_max_value", param)
         assert "1260000" in message and "1048576" in message
         assert (await front.complete(prompt=[[5] * 200] * 2, **fields)).status_code == 200
+
+
+async def test_an_endless_chat_template_keeps_nobody_else_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turn_prompt, "MAX_SECONDS", 0.5)
+    bomb = "{% if messages[0].content == 'bomb' %}{% for a in range(99999) %}{% for b in range(99999) %}"
+    async with open_front() as front:
+        use_template(front, bomb + "{% endfor %}{% endfor %}{% endif %}{{ messages[0].content }}")
+        attacks = [asyncio.create_task(front.chat(messages=[{"role": "user", "content": "bomb"}])) for _ in range(2)]
+        await asyncio.sleep(0)
+        assert (await front.complete(prompt="hi")).status_code == 200
+        assert not any(attack.done() for attack in attacks)
+        for attack in attacks:
+            assert "seconds" in error(await attack, 400, "invalid_value", "messages")

@@ -9,9 +9,8 @@ from ...principal import Principal
 from ...protocol.responses.body import InputTokensBody, ResponseBody
 from ...protocol.responses.items import ITEMS, AdditionalToolsItem, CompactionTrigger, Item, ItemReference
 from ...store.items import complete_items
-from ...store.store import Store
 from ...text.chat_template import Message
-from ...text.tokenizer import off_loop
+from ..services import Services
 from .messages import SUMMARY_REQUEST, messages_of
 from .stored_items import stored_item
 
@@ -33,12 +32,15 @@ class Conversation:
     """It is to be summarised; its last message asks for that."""
 
 
-async def gather_conversation(store: Store, body: ResponseBody | InputTokensBody, principal: Principal) -> Conversation:
+async def gather_conversation(
+    services: Services, body: ResponseBody | InputTokensBody, principal: Principal
+) -> Conversation:
     """The conversation of a request, off the event loop if it is long.
 
     Raises:
         ApiError: an answer, conversation or item that is not stored; an output without its call; nothing at all.
     """
+    store = services.store
     stored: list[Json] = []
     if body.previous_response_id is not None:
         stored = await store.responses.history(principal.id, body.previous_response_id)
@@ -47,7 +49,7 @@ async def gather_conversation(store: Store, body: ResponseBody | InputTokensBody
     ids = [item.id for item in body.input if isinstance(item, ItemReference)]
     found = await store.responses.find_items(principal.id, ids)
     size = (len(stored) + len(body.input)) * _CHARACTERS_PER_ITEM
-    return await off_loop(size, lambda: _assemble(body, stored, found))
+    return await services.threads.run(size, lambda: _assemble(body, stored, found))
 
 
 def _assemble(body: ResponseBody | InputTokensBody, stored: Sequence[Json], found: Mapping[str, Json]) -> Conversation:

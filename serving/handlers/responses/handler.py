@@ -65,7 +65,7 @@ class ResponsesHandler:
             EngineDeadError: the worker is gone.
             JobFailedError: the worker refused it at once.
         """
-        conversation = await gather_conversation(self.services.store, body, principal)
+        conversation = await gather_conversation(self.services, body, principal)
         toolbox = Toolbox(body.all_tools, body.tool_choice)
         origin = again or Origin()
         wants_logprobs = "message.output_text.logprobs" in body.include or body.top_logprobs is not None
@@ -112,7 +112,7 @@ class ResponsesHandler:
             ApiError: the request cannot be served as it is.
             EngineDeadError: the worker is gone.
         """
-        conversation = await gather_conversation(self.services.store, body, principal)
+        conversation = await gather_conversation(self.services, body, principal)
         toolbox = Toolbox(body.all_tools, body.tool_choice)
         request = _turn_request(body, "count", conversation, toolbox, principal)
         return {
