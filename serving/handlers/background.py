@@ -17,6 +17,8 @@ from .response_run import ResponseRun, ResponseSource
 
 MAX_BACKGROUND = 512
 """Background responses at once; each holds its events in memory."""
+MAX_BACKGROUND_OF_ONE = MAX_BACKGROUND // 4
+"""Of one principal, so that the others find room."""
 NUMBERS_OF_A_START = 10**8
 """Sequence numbers that a response may use before it is begun again: the events of another run have higher ones, so
 that whoever goes on after the last event that he knows gets the new run whole."""
@@ -91,8 +93,8 @@ class ResponseRuns:
             ApiError: 413, it is too large to be stored; 429, too many in the background; 503, the store is unusable.
         """
         assert store or background is None
-        if background is not None and self.num_background >= MAX_BACKGROUND:
-            raise _too_many()
+        if background is not None:
+            self._check_room(principal)
         run = ResponseRun(
             source,
             principal,
@@ -109,6 +111,14 @@ class ResponseRuns:
             await self.store.responses.check(run.response, run.input_items)
         self._begin(run, principal, is_stored=store)
         return run
+
+    def _check_room(self, principal: str) -> None:
+        """Refuse one more response in the background."""
+        own = sum(run.background for (owner, _), run in self._by_id.items() if owner == principal)
+        if own >= MAX_BACKGROUND_OF_ONE:
+            raise _too_many(f"{own} of your responses are being made in the background, as many as one client may have")
+        if self.num_background >= MAX_BACKGROUND:
+            raise _too_many(f"The server makes {MAX_BACKGROUND} responses in the background already")
 
     async def claim(self, principal: str, response_id: str) -> Claimed | None:
         """Take over an unfinished response, to `resume` or `release` it; None: it is not to be had.
@@ -180,9 +190,9 @@ def _locked(conversation_id: str) -> ApiError:
     )
 
 
-def _too_many() -> ApiError:
+def _too_many(reason: str) -> ApiError:
     return ApiError(
-        f"The server makes {MAX_BACKGROUND} responses in the background already. Try again later.",
+        f"{reason}. Try again when some are finished.",
         status=429,
         code="too_many_background_responses",
         param="background",

@@ -38,6 +38,10 @@ _WAL_BYTES = 64 * 2**20
 _SPARE_BYTES = 64 * _PAGE_BYTES  # for what a transaction touches beside its record
 _AGING_INTERVAL = 60.0
 _PRUNE_BATCH = 16
+_HAS_MOST = (
+    "SELECT principal FROM holdings WHERE EXISTS (SELECT 1 FROM objects WHERE objects.principal = holdings.principal) "
+    "ORDER BY num_bytes DESC LIMIT 1"
+)
 
 
 class Database:
@@ -45,7 +49,8 @@ class Database:
 
     Args:
         path: the file; None: in memory, for as long as this object lives.
-        max_bytes: the file's content is kept below it by removing what changed longest ago.
+        max_bytes: the file's content is kept below it by removing what changed longest ago of the principal that has
+            most.
         max_age: seconds that an object is kept after its last change.
         clock: Unix seconds.
     """
@@ -179,13 +184,19 @@ class Database:
         self._next_aging = now + _AGING_INTERVAL
         with suppress(sqlite3.OperationalError):  # another process writes, and removes the same
             connection.execute("DELETE FROM objects WHERE changed_at < ?", (now - self._max_age,))
+            connection.execute("DELETE FROM holdings WHERE num_bytes <= 0")
 
     def _make_room(self, connection: sqlite3.Connection, num_bytes: int) -> None:
-        """Remove the oldest until the record fits, with its share of indexes and of pages that are not full."""
+        """Remove objects until the record fits, with its share of indexes and of pages that are not full.
+
+        They are the oldest of whoever has most, so that nobody pushes out more than his own share of others' objects.
+        """
         limit = self._max_bytes - 2 * num_bytes - _SPARE_BYTES
         removed = True
         while removed and _used_bytes(connection) > limit:
-            oldest = "SELECT position FROM objects ORDER BY changed_at, position LIMIT ?"
+            oldest = (
+                f"SELECT position FROM objects WHERE principal = ({_HAS_MOST}) ORDER BY changed_at, position LIMIT ?"
+            )
             done = connection.execute(f"DELETE FROM objects WHERE position IN ({oldest})", (_PRUNE_BATCH,))
             removed = done.rowcount > 0
         if _pages(connection) * _PAGE_BYTES > self._max_bytes:  # the limit has been lowered

@@ -316,6 +316,16 @@ async def test_there_is_a_limit_to_background_responses(monkeypatch: pytest.Monk
         await begin(runs, Source("resp_3"), background=True)
 
 
+async def test_one_principal_cannot_have_all_background_responses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(background, "MAX_BACKGROUND_OF_ONE", 1)
+    async with opened() as runs:
+        await begin(runs, Source("resp_1"), background=True)
+        with pytest.raises(ApiError, match="1 of your responses") as caught:
+            await begin(runs, Source("resp_2"), background=True)
+        assert caught.value.status == 429
+        await runs.start(Source("resp_3"), OTHER, store=True, stream=False, background=REQUEST)
+
+
 async def test_an_unusable_store_refuses_before_the_work_and_does_not_spoil_what_is_done(tmp_path: Path) -> None:
     path = tmp_path / "s"
     async with opened(path) as runs:

@@ -102,6 +102,35 @@ async def test_the_oldest_make_room_and_the_file_stays_below_its_limit(tmp_path:
     assert limit / 2 < (tmp_path / "s").stat().st_size <= limit
 
 
+async def test_whoever_has_most_makes_room(tmp_path: Path) -> None:
+    async with opened(tmp_path / "s", max_bytes=2**20) as store:
+        for number in range(5):
+            await store.chats.save("quiet", completion(number, 20_000), [{"role": "user", "content": "x" * 1000}])
+        for number in range(200):
+            await store.chats.save("greedy", completion(number, 20_000), [])
+        assert len((await store.chats.page("quiet", after=None, limit=100, order="asc")).items) == 5
+        kept = (await store.chats.page("greedy", after=None, limit=100, order="asc")).items
+        assert kept[-1]["id"] == "chatcmpl-199" and len(kept) > 15
+
+
+async def test_what_each_has_is_counted_until_it_is_gone(tmp_path: Path) -> None:
+    async with opened(tmp_path / "s") as store:
+
+        async def holdings() -> dict[str, int]:
+            return dict(await store.database.read(lambda c: c.execute("SELECT * FROM holdings").fetchall()))
+
+        for principal in ("me", "other"):
+            await store.chats.save(principal, completion(1, 10_000), [{"role": "user", "content": "x" * 5000}])
+            conversation = await store.conversations.create(principal, [{"type": "message", "content": []}] * 3, {})
+        before = await holdings()
+        assert before["me"] == before["other"] > 15_000
+        await store.chats.save("me", completion(1), [])
+        assert 0 < (await holdings())["me"] < 5000
+        await store.chats.delete("other", "chatcmpl-1")
+        await store.conversations.delete("other", conversation["id"])
+        assert (await holdings())["other"] == 0
+
+
 async def test_a_lowered_limit_shrinks_the_file(tmp_path: Path) -> None:
     async with opened(tmp_path / "s", max_bytes=2**23) as store:
         for number in range(100):

@@ -68,4 +68,6 @@ async def test_a_file_of_the_first_version_is_brought_up_and_loses_nothing(tmp_p
     await store.database.close()
     again = sqlite3.connect(path)
     assert again.execute("PRAGMA user_version").fetchone() == (len(schema.STEPS),)
+    bodies, overhead = again.execute("SELECT SUM(length(body)), COUNT(*) * 512 FROM objects").fetchone()
+    assert again.execute("SELECT * FROM holdings").fetchall() == [(ME, bodies + overhead)]
     again.close()
