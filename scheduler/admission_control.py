@@ -80,6 +80,11 @@ class _Queue:
         self.meter = DrainMeter(clock)
         self.refusals: Counter[str] = Counter()
 
+    @property
+    def has_backlog(self) -> bool:
+        """Whether anything waits that a step could take up."""
+        return self.total.num_jobs > self.num_reserved
+
 
 @dataclass(slots=True)
 class _Entry:
@@ -127,7 +132,7 @@ class AdmissionControl:
             entry.queue.num_reserved -= not entry.is_ready
             entry.is_ready = True
             return
-        queue = self._queues.setdefault(job.model, _Queue(self._clock))
+        queue = self._queue_of(job.model)
         if not (job.is_resumed or (job.group and job.group in self._groups)):
             self._check(queue, job, num_tokens)
         queue.of_principal.setdefault(job.principal, _Waiting()).add(1, num_tokens)
@@ -150,7 +155,7 @@ class AdmissionControl:
                 if entry is not None and entry.num_tokens:  # a text may come again after a step that failed
                     self._start(entry, min(len(item.token_ids), entry.num_tokens))
         for queue in self._queues.values():
-            queue.meter.end_step(has_backlog=queue.total.num_jobs > queue.num_reserved)
+            queue.meter.end_step(has_backlog=queue.has_backlog)
 
     def leave(self, request_id: str) -> None:
         """A job is over or cancelled; unknown ids are ignored."""
@@ -164,6 +169,8 @@ class AdmissionControl:
             self._groups[entry.group] -= 1
             if not self._groups[entry.group]:
                 del self._groups[entry.group]
+        if not entry.queue.has_backlog:
+            entry.queue.meter.note_empty()
 
     def forget(self, model: str) -> None:
         """The model is unloaded, and has no jobs."""
@@ -188,12 +195,18 @@ class AdmissionControl:
 
     def count_refusal(self, model: str, reason: str) -> None:
         """A job was refused or ended for want of time."""
-        self._queues.setdefault(model, _Queue(self._clock)).refusals[reason] += 1
+        self._queue_of(model).refusals[reason] += 1
 
     def expected_wait(self, model: str) -> float:
         """Seconds in which what waits now is taken up, as far as it is known, within what a client may be told."""
         queue = self._queues.get(model)
         return _seconds(queue.total.num_tokens, queue.meter.rate) if queue else _LEAST_WAIT
+
+    def _queue_of(self, model: str) -> _Queue:
+        queue = self._queues.get(model)
+        if queue is None:
+            queue = self._queues[model] = _Queue(self._clock)
+        return queue
 
     # --------------------------------------------------------------------------------------------------------- bounds
 
@@ -201,7 +214,7 @@ class AdmissionControl:
         if not queue.total.num_jobs:
             return  # an empty queue takes whatever the model takes
         own = queue.of_principal.get(job.principal, _Waiting())
-        share = 1 / len({*queue.of_principal, job.principal})
+        share = 1 / (len(queue.of_principal) + (job.principal not in queue.of_principal))
         max_requests = self._limits.max_requests or math.inf
         if queue.total.num_jobs + 1 > max_requests and own.num_jobs + 1 > share * max_requests:
             mean = queue.total.num_tokens / queue.total.num_jobs

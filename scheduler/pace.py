@@ -11,6 +11,7 @@ For each model, seconds = base + row * streams + token * (tokens of prompts or t
 """
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -92,13 +93,13 @@ class StepPace:
         """`target` is the time between two tokens of a stream, in seconds; 0: there is none."""
         self.target = target
         self._aim = _FIRST_AIM
-        self._models: dict[str, ModelPace] = {}
+        self._models: defaultdict[str, ModelPace] = defaultdict(ModelPace)
 
     def seconds_beside(self, num_rows: Mapping[str, int]) -> float:
         """Seconds to spend on prompts and texts beside so many streams of each model; infinite if none runs."""
         if self.target == 0 or not any(num_rows.values()):
             return math.inf
-        taken = sum(self._of(model).of_rows(count) for model, count in num_rows.items())
+        taken = sum(self._models[model].of_rows(count) for model, count in num_rows.items())
         return max(0.0, self._aim * self.target - taken)
 
     def tokens_per_draft(self, model: str, num_rows: int) -> float:
@@ -106,19 +107,19 @@ class StepPace:
 
         A guess pays if it is right more often than that.
         """
-        pace = self._of(model)
+        pace = self._models[model]
         seconds = pace.of_rows(num_rows)
         return pace.of_draft * num_rows / seconds if seconds > 0 else math.inf
 
     def seconds_per_token(self, model: str) -> float:
         """Of a prompt or a text; infinite while nothing is known, so that a model begins with the smallest steps."""
-        token = self._of(model).token
+        token = self._models[model].token
         return math.inf if token is None else token
 
     def observe(self, model: str, num_rows: int, num_tokens: int, seconds: float, num_drafts: int = 0) -> None:
         """Learn what one model took in one step, see `ModelPace`."""
         if seconds > 0:
-            self._of(model).observe(num_rows, num_tokens, seconds, num_drafts)
+            self._models[model].observe(num_rows, num_tokens, seconds, num_drafts)
 
     def observe_step(self, num_tokens_beside: int, seconds: float) -> None:
         """Learn from a whole step whether streams got their tokens in time beside so many tokens of prompts and texts.
@@ -132,6 +133,3 @@ class StepPace:
     def forget(self, model: str) -> None:
         """The model is unloaded; another may come under its name."""
         self._models.pop(model, None)
-
-    def _of(self, model: str) -> ModelPace:
-        return self._models.setdefault(model, ModelPace())

@@ -33,6 +33,10 @@ class DrainMeter:
         """Waiting tokens were scheduled."""
         self._taken += num_tokens
 
+    def note_empty(self) -> None:
+        """Nothing waits any more though no step took it up: the time until the next step is nobody's wait."""
+        self._had_backlog = False
+
     def end_step(self, *, has_backlog: bool) -> None:
         """A step was scheduled, which has left something waiting or not."""
         now = self._clock()

@@ -231,3 +231,15 @@ def test_no_order_of_events_loses_a_place(events: list[tuple[str, int, str]]) ->
     assert queue.control.num_waiting_tokens("m") == 0
     for _ in range(4):
         queue.enter(25)
+
+
+def test_time_in_which_nothing_waited_does_not_make_the_queue_slow() -> None:
+    queue = Queue(max_requests=2)
+    queue.drain(tokens_per_second=1000, seconds=30)  # and the one left waiting is cancelled
+    queue.clock.now += 60
+    queue.step(queue.enter(1000))
+    for _ in range(2):
+        queue.enter(1000)
+    with pytest.raises(QueueFullError) as refusal:
+        queue.enter(1000)
+    assert refusal.value.retry_after is not None and refusal.value.retry_after < 5
