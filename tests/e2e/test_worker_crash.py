@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx2 as httpx
-import psutil
 import pytest
 import torch
 from frail_worker import DEADLY, ENDLESS
@@ -21,24 +20,8 @@ from tiny_models import make_tiny, make_tiny_tokenizer
 from transformers import BertConfig, BertModel
 
 SUPPORT = Path(__file__).parents[1] / "support"
-NUM_TOKENS = 400
+NUM_TOKENS = 250
 SOON = 60.0
-
-# The real command, whose worker certain tokens harm.
-COMMAND = f"""
-import subprocess, sys
-from penstock.scheduler.launch import WorkerProcess, dump_config
-from penstock.serving import cli, supervisor
-
-def start_worker(config, stderr):
-    command = [sys.executable, {str(SUPPORT / "frail_worker.py")!r}, dump_config(config), "penstock.scheduler.worker"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stderr=stderr, start_new_session=True)
-    return WorkerProcess(process, config)
-
-supervisor.start_worker = start_worker
-supervisor._PAUSES = (0.0,)
-sys.exit(cli.main())
-"""
 
 
 class Streams:
@@ -120,10 +103,32 @@ def structured_chat(streams: Streams, name: str) -> Any:
     return text
 
 
+def tool_call(streams: Streams, name: str) -> Any:
+    colours = {"type": "array", "items": {"enum": ["red", "green"]}, "minItems": 40, "maxItems": 40}
+    parameters: Any = {
+        "type": "object",
+        "additionalProperties": False,
+        "properties": {"colours": colours},
+        "required": ["colours"],
+    }
+    body = {
+        "model": "chat",
+        "messages": [{"role": "user", "content": "paint"}],
+        "seed": 8,
+        "tools": [{"type": "function", "function": {"name": "paint", "parameters": parameters}}],
+        "tool_choice": {"type": "function", "function": {"name": "paint"}},
+    }
+    deltas = [chunk["choices"][0]["delta"] for chunk in streams.stream(name, "/v1/chat/completions", body)]
+    calls = [call["function"] for delta in deltas for call in delta.get("tool_calls") or ()]
+    arguments = "".join(call.get("arguments") or "" for call in calls)
+    assert len(json.loads(arguments)["colours"]) == 40
+    return [call["name"] for call in calls if call.get("name")], arguments
+
+
 def embeddings(streams: Streams) -> Any:
     """Of one request after the other, for as long as the streams take about."""
     vectors = []
-    for number in range(12):
+    for number in range(8):
         texts = [" ".join(WORDS[number:] + WORDS[:index]) for index in range(12)]
         vectors.append(
             [each["embedding"] for each in streams.ask("/v1/embeddings", {"model": "e", "input": texts})["data"]]
@@ -145,9 +150,10 @@ def run_mixed_load(server: ServerProcess, meanwhile: Callable[[Streams], None]) 
         "response": lambda: response(streams, "response"),
         "background": lambda: background_response(streams),
         "structured": lambda: structured_chat(streams, "structured"),
+        "tool": lambda: tool_call(streams, "tool"),
         "embeddings": lambda: embeddings(streams),
     }
-    streamed = ("greedy", "sampled", "two", "logprobs", "penalties", "response")
+    streamed = ("greedy", "sampled", "two", "logprobs", "penalties", "response", "tool")
     with concurrent.futures.ThreadPoolExecutor(len(jobs) + 1) as pool:
         unseeded = pool.submit(completion, streams, "unseeded")  # its draws are its own, but it must be whole
         running = {name: pool.submit(job) for name, job in jobs.items()}
@@ -164,19 +170,18 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def new_worker(server: ServerProcess, old: int) -> int:
-    """The process id of the worker that takes another one's place."""
-    found: list[int] = []
+class FrailServer(ServerProcess):
+    """A server whose workers certain prompts harm, and begin at once."""
 
-    def look() -> bool:
-        children = psutil.Process(server.pid).children()
-        found[:] = [
-            child.pid for child in children if child.pid != old and "penstock.scheduler.worker" in child.cmdline()
-        ]
-        return bool(found)
+    def __init__(self, models: list[str], home: Path, *arguments: str) -> None:
+        self._workers = home.with_name("workers")
+        environment = {"WORKERS_FILE": str(self._workers)}
+        super().__init__(models, home=home, arguments=list(arguments), environment=environment)
+        self._command[1:3] = [str(SUPPORT / "frail_worker.py")]
 
-    until(look)
-    return found[0]
+    @property
+    def worker_pid(self) -> int:
+        return int(self._workers.read_text().split()[-1])
 
 
 def assert_nothing_is_held(server: ServerProcess) -> None:
@@ -194,14 +199,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
     write_tokenizer(folder / "e")
     torch.manual_seed(0)
     BertModel(BertConfig(vocab_size=16, max_position_embeddings=64, **SIZES)).save_pretrained(folder / "e")
-    arguments = ["--dtype", "float32", "--num-threads", "1", "--kv-cache-memory", "64MiB", "--watchdog-timeout", "4"]
-    server = ServerProcess(
-        [str(chat), str(folder / "e")],
-        home=folder / "home",
-        arguments=[*arguments, "--api-processes", "2"],
-    )
-    server._command[1:3] = ["-c", COMMAND]
-    with server:
+    arguments = ["--dtype", "float32", "--num-threads", "1", "--kv-cache-memory", "64MiB", "--watchdog-timeout", "3"]
+    models = [str(chat), str(folder / "e")]
+    with FrailServer(models, folder / "home", *arguments, "--api-processes", "2") as server:
         yield server
         assert server.stop() == 0
         assert "Traceback" not in server.log
@@ -213,10 +213,10 @@ def test_clients_get_the_same_when_the_worker_is_killed_twice(server: ServerProc
     def kill_twice(streams: Streams) -> None:
         first = server.worker_pid
         os.kill(first, signal.SIGKILL)
-        second = new_worker(server, first)
+        until(lambda: server.worker_pid != first)
         before = dict(streams.num_events)
         until(lambda: any(streams.num_events[name] > number for name, number in before.items()))
-        os.kill(second, signal.SIGKILL)
+        os.kill(server.worker_pid, signal.SIGKILL)
 
     assert run_mixed_load(server, kill_twice) == expected
     assert_nothing_is_held(server)
@@ -228,11 +228,11 @@ def innocent(streams: Streams, number: int) -> Any:
 
 def test_only_the_request_that_brings_workers_down_fails(server: ServerProcess) -> None:
     streams = Streams(server)
-    with concurrent.futures.ThreadPoolExecutor(9) as pool:
-        expected = list(pool.map(lambda number: innocent(streams, number), range(8)))
+    with concurrent.futures.ThreadPoolExecutor(5) as pool:
+        expected = list(pool.map(lambda number: innocent(streams, number), range(5)))
         streams.num_events.clear()
-        running = [pool.submit(innocent, streams, number) for number in range(8)]
-        until(lambda: len(streams.num_events) == 8)
+        running = [pool.submit(innocent, streams, number) for number in range(5)]
+        until(lambda: len(streams.num_events) == 5)
         body = {"model": "chat", "prompt": DEADLY, "max_tokens": 4}
         failed = httpx.post(f"{server.base_url}/v1/completions", json=body, timeout=SOON)
         assert [each.result() for each in running] == expected
@@ -252,6 +252,6 @@ def test_a_worker_that_hangs_is_replaced_and_its_stacks_are_in_the_log(server: S
             httpx.post(f"{server.base_url}/v1/completions", json=body, timeout=2)
         assert running.result() == expected
     log = server.log
-    assert "made no progress for 4 s" in log and re.search(r"frail_worker.py.* in launch", log)
+    assert "made no progress for 3 s" in log and re.search(r"frail_worker.py.* in launch", log)
     assert httpx.get(f"{server.base_url}/health").json()["worker"]["restarts"] > 0
     until(lambda: httpx.get(f"{server.base_url}/ready").status_code == 200)
