@@ -59,7 +59,7 @@ def create_app(
         lifecycle: loads and unloads them.
         runs: makes responses, and has the store of what outlives requests; its maker closes both.
         downloads: fetches models; its maker closes it.
-        meter: keeps the limits of keys; its maker closes it.
+        meter: keeps the limits of keys; its `on_refusal` is taken, and its maker closes it.
         identify: tells who sends a request.
         drain: counts work, and refuses it when the process is to end; None: it never is.
         max_body_bytes: larger request bodies are answered 413.
@@ -100,9 +100,11 @@ def create_app(
         app.include_router(router)
     app.mount(DOCS_ASSETS, docs_assets())
     errors.install(app)
+    meter.on_refusal = services.metrics.count_refusal
     limited = [route.path for route, operation in declared(routers) if operation.is_limited]
     app.add_middleware(LimitsGate, meter=meter, paths=limited)
     app.add_middleware(DrainGuard, drain=services.drain)
-    app.add_middleware(Gate, identify=identify, needed=RouteNeeds(routers).of)
+    count_refusal = services.metrics.count_refusal
+    app.add_middleware(Gate, identify=identify, needed=RouteNeeds(routers).of, on_refusal=count_refusal)
     app.add_middleware(Envelope, metrics=services.metrics)
     return app

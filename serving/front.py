@@ -87,7 +87,7 @@ class Front:
             max_age=settings.store_max_age * 24 * 3600,
         )
         self.keys = KeyRing(KeyFile(settings.home / KEY_FILE), no_auth=not settings.auth, since=config.started_at)
-        self._doorkeeper = Doorkeeper(self.keys, on_loopback=config.on_loopback)
+        self._doorkeeper = Doorkeeper(self.keys, refuses_pages=config.on_loopback and settings.auth)
         self._downloads = Downloads(settings.home)
         self._meter = Meter(Ledger(settings.home / LEDGER_FOLDER))
         self._runs = ResponseRuns(open_store(self._database), TurnLocks(settings.home / "turns.lock"))

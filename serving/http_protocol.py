@@ -40,7 +40,9 @@ class HttpLimits:
     min_body_rate: float = 16 * 1024
     """Bytes a second, on average, of a body that has taken longer than `body_grace`."""
     write_timeout: float = 30.0
-    """A client that takes nothing of what waits for it is cut off after that."""
+    """A client that has not taken all but a little of what waits for it after that is cut off, unless it reads at"""
+    min_read_rate: float = 16 * 1024
+    """bytes a second, on average: a large answer may take long."""
     linger: float = 2.0
     """What a refused client may still send is read for that long: it would else see a reset instead of the refusal."""
     max_lingering: int = 100
@@ -66,6 +68,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._body_began: float | None = None
         self._body_bytes = 0
         self._stuck_since: float | None = None
+        self._stuck_bytes = 0  # that waited for the client then
 
     def connection_made(self, transport: "asyncio.Transport") -> None:  # type: ignore[override]
         """Take the connection, or refuse it if there are too many."""
@@ -193,7 +196,7 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         """The client does not read as fast as it is written to."""
-        self._stuck_since = self.loop.time()
+        self._stuck_since, self._stuck_bytes = self.loop.time(), self.transport.get_write_buffer_size()
         super().pause_writing()
 
     def resume_writing(self) -> None:
@@ -208,7 +211,7 @@ class GuardedProtocol(HttpToolsProtocol):
             if now - self._refused_at > limits.linger:
                 self.transport.abort()
         elif self._stuck_since is not None and now - self._stuck_since > limits.write_timeout:
-            self.transport.abort()
+            self._enforce_read_rate(now - self._stuck_since, now)
         elif self._header_began is not None and now - self._header_began > limits.header_timeout:
             if self._header_bytes:
                 self._refuse(_too_slow(f"The request's header was not complete after {limits.header_timeout:g} s."))
@@ -216,6 +219,12 @@ class GuardedProtocol(HttpToolsProtocol):
                 self.transport.close()
         elif self._body_began is not None:
             self._enforce_body_rate(now - self._body_began, now)
+
+    def _enforce_read_rate(self, seconds: float, now: float) -> None:
+        num_waiting = self.transport.get_write_buffer_size()
+        if self._stuck_bytes - num_waiting < seconds * self.limits.min_read_rate:
+            self.transport.abort()
+        self._stuck_since, self._stuck_bytes = now, num_waiting
 
     def _enforce_body_rate(self, seconds: float, now: float) -> None:
         limits = self.limits

@@ -91,6 +91,12 @@ class Metrics:
         )
         self._embedded = Counter("penstock_embedded_texts", "Texts embedded.", _MODEL, registry=registry)
         self._http = Counter("penstock_http_requests", "HTTP answers.", ("route", "status"), registry=registry)
+        self._refused = Counter(
+            "penstock_refused_requests",
+            "Requests refused for their key, or for want of one, by the limit's name or the error's code.",
+            ("reason",),
+            registry=registry,
+        )
         engine.on_step = self._on_step
 
     def exposition(self) -> bytes:
@@ -111,6 +117,10 @@ class Metrics:
     def count_answer(self, route: str, status: int) -> None:
         """One HTTP answer; 499 is a client that went away."""
         self._http.labels(route, str(status)).inc()
+
+    def count_refusal(self, reason: str) -> None:
+        """One request that was refused for its key, or for want of one."""
+        self._refused.labels(reason).inc()
 
     def observe_first_token(self, model: str, seconds: float) -> None:
         """One choice's time to its first token."""

@@ -66,7 +66,7 @@ class Settings(BaseSettings):
     auth: bool = Field(
         default=True,
         description="listen for other machines only if there are API keys (see `penstock keys add`); --no-auth: "
-        "also without any, and then serve everybody",
+        "also without any, and then serve everybody, by whatever name they call it",
     )
     port: int = Field(default=1234, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     api_processes: int = Field(

@@ -23,12 +23,12 @@ class Doorkeeper:
 
     Args:
         ring: the keys.
-        on_loopback: only this machine reaches the server.
+        refuses_pages: while there are no keys, refuse what may come from a page of the web, see `local_names`.
     """
 
-    def __init__(self, ring: KeyRing, *, on_loopback: bool) -> None:
+    def __init__(self, ring: KeyRing, *, refuses_pages: bool) -> None:
         self._ring = ring
-        self._on_loopback = on_loopback
+        self._refuses_pages = refuses_pages
 
     def identify(self, headers: Headers) -> Principal:
         """Who sends a request.
@@ -37,7 +37,7 @@ class Doorkeeper:
             ApiError: 401, it needs a key that is valid; 403, it may be a browser's, see `local_names`.
         """
         if self._ring.is_open:
-            if self._on_loopback:
+            if self._refuses_pages:
                 check_sender(headers)
             return anybody(headers)
         key = key_in(headers)

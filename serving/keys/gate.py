@@ -24,12 +24,14 @@ class Gate:
         app: what is behind the gate.
         identify: tells who asks.
         needed: tells what they must be allowed to.
+        on_refusal: hears the code of each refusal.
     """
 
-    def __init__(self, app: ASGIApp, identify: Identify, needed: Needed) -> None:
+    def __init__(self, app: ASGIApp, identify: Identify, needed: Needed, on_refusal: Callable[[str], None]) -> None:
         self._app = app
         self._identify = identify
         self._needed = needed
+        self._on_refusal = on_refusal
         self._refusals = Refusals()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,6 +41,7 @@ class Gate:
                 scope.setdefault("state", {})[PRINCIPAL] = self._admit(scope)
             except ApiError as error:
                 self._refusals.log(scope, error)
+                self._on_refusal(error.code or "")
                 await error.response(scope)(scope, receive, send)
                 return
         await self._app(scope, receive, send)

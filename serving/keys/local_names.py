@@ -2,7 +2,8 @@
 
 A server without keys on loopback trusts whoever can reach it. A page of the internet can, in two ways: it posts across
 sites, which browsers mark with the page's `Origin`; or it gives its own name this machine's address (DNS rebinding),
-and then that name is the `Host`. So both must be names that nobody on the internet can have.
+and then that name is the `Host`. So both must be names that nobody on the internet can have, unless --no-auth says that
+everybody may come.
 """
 
 import ipaddress
@@ -51,7 +52,8 @@ def _is_private(authority: str) -> bool:
 def _refusal(why: str, code: str) -> ApiError:
     return ApiError(
         f"This server has no API keys, so it answers no pages of the web, and {why}. Call it as localhost or by its "
-        "address, or have the server's operator make a key with `penstock keys add NAME`, and send that.",
+        "address, or have the server's operator make a key with `penstock keys add NAME`, and send that. Behind a "
+        "proxy that decides who may come, it is to be started with --no-auth.",
         status=403,
         code=code,
     )

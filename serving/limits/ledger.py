@@ -65,6 +65,9 @@ class Ledger:
         self._folder = folder
         self._presence: Presence | None = None
         self._connection: sqlite3.Connection | None = None
+        self._places: dict[str, int] = {}
+        """Requests in flight here, by principal. What the file says of this process follows from it, and not the other
+        way round, so that a place whose end could not be written is not lost."""
 
     def enter(self, principal: Principal, unwritten: Usage = NOTHING) -> tuple[Standing, Refusal | None]:
         """Begin a request, if its key may; it has a place until `leave`.
@@ -77,20 +80,25 @@ class Ledger:
             standing = self._read(connection, principal).use(unwritten)
             refusal = standing.refuse_request()
             if refusal is not None and refusal.what == "requests in flight" and self._remove_dead(connection):
-                standing = replace(standing, num_in_flight=_num_in_flight(connection, principal.id))
+                standing = replace(standing, num_in_flight=self._num_in_flight(connection, principal.id))
                 refusal = standing.refuse_request()
+            num_here = self._places.get(principal.id, 0)
             if refusal is None:
                 standing = standing.use(Usage(num_requests=1))
                 if principal.limits.max_in_flight:
                     standing = replace(standing, num_in_flight=standing.num_in_flight + 1)
-                    self._change_places(connection, principal.id, 1)
+                    num_here += 1
+            if principal.limits.max_in_flight:
+                self._write_places(connection, principal.id, num_here)
             _write(connection, principal.id, standing)
+        self._places[principal.id] = num_here
         return standing, refusal
 
     def leave(self, principal_id: str) -> None:
         """End a request that had a place."""
+        num_here = self._places[principal_id] = self._places[principal_id] - 1
         with self._transaction() as connection:
-            self._change_places(connection, principal_id, -1)
+            self._write_places(connection, principal_id, num_here)
 
     def admit(
         self, principal: Principal, num_tokens: int, unwritten: Usage = NOTHING
@@ -147,7 +155,7 @@ class Ledger:
             " FROM accounts WHERE principal = ?",
             (principal.id,),
         ).fetchone()
-        num_in_flight = _num_in_flight(connection, principal.id) if principal.limits.max_in_flight else 0
+        num_in_flight = self._num_in_flight(connection, principal.id) if principal.limits.max_in_flight else 0
         if row is None:
             empty = Bucket(0, now)
             return Standing(principal.limits, now, empty, empty, num_in_flight=num_in_flight)
@@ -155,12 +163,13 @@ class Ledger:
         then = Standing(principal.limits, at, Bucket(requests, at), Bucket(tokens, at), Usage(*used), num_in_flight)
         return then.after(now)
 
-    def _change_places(self, connection: sqlite3.Connection, principal_id: str, change: int) -> None:
-        connection.execute(
-            "INSERT INTO places VALUES (?, ?, max(0, ?))"
-            " ON CONFLICT DO UPDATE SET num_requests = max(0, num_requests + ?)",
-            (self._process, principal_id, change, change),
-        )
+    def _num_in_flight(self, connection: sqlite3.Connection, principal_id: str) -> int:
+        total = "SELECT coalesce(sum(num_requests), 0) FROM places WHERE principal = ? AND process != ?"
+        (num_elsewhere,) = connection.execute(total, (principal_id, self._process)).fetchone()
+        return self._places.get(principal_id, 0) + int(num_elsewhere)
+
+    def _write_places(self, connection: sqlite3.Connection, principal_id: str, count: int) -> None:
+        connection.execute("INSERT OR REPLACE INTO places VALUES (?, ?, ?)", (self._process, principal_id, count))
 
     def _remove_dead(self, connection: sqlite3.Connection) -> int:
         """Remove the places of processes that died; returns how many had some."""
@@ -240,12 +249,6 @@ def _prepare(connection: sqlite3.Connection) -> None:
             connection.execute(statement)
         connection.execute(f"PRAGMA user_version = {_VERSION}")
     connection.execute("COMMIT")
-
-
-def _num_in_flight(connection: sqlite3.Connection, principal_id: str) -> int:
-    total = "SELECT coalesce(sum(num_requests), 0) FROM places WHERE principal = ?"
-    (count,) = connection.execute(total, (principal_id,)).fetchone()
-    return int(count)
 
 
 def _write(connection: sqlite3.Connection, principal_id: str, standing: Standing) -> None:

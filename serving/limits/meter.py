@@ -18,6 +18,7 @@ from ..principal import Limits, Principal
 from .ledger import Ledger
 from .refusals import limit_reached
 from .standing import NOTHING, Refusal, Standing, Usage
+from .turns import Turns
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -71,10 +72,15 @@ class Meter:
 
     Args:
         ledger: the accounts, which only this object uses and which it closes.
+
+    Attributes:
+        on_refusal: hears the name of the limit that each refused request has reached.
     """
 
     def __init__(self, ledger: Ledger) -> None:
+        self.on_refusal: Callable[[str], None] = lambda limit: None
         self._ledger = ledger
+        self._turns = Turns()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="ledger")
         self._unwritten: dict[str, _Unwritten] = {}
         self._standings: dict[str, Standing] = {}
@@ -97,17 +103,7 @@ class Meter:
                 self._account(principal).num_requests += 1
             return None
         visit = Visit(partial(self._leave, principal, time.monotonic()))
-        entering = asyncio.ensure_future(self._ask(principal, self._ledger.enter))
-        try:
-            answer = await asyncio.shield(entering)
-        except asyncio.CancelledError:
-
-            def undo(done: "asyncio.Future[tuple[Standing, Refusal | None] | None]") -> None:
-                if (answer := done.result()) is not None and answer[1] is None:
-                    visit.release()
-
-            entering.add_done_callback(undo)
-            raise
+        answer = await self._ask(principal, self._ledger.enter, visit.release)
         if answer is None:
             return None
         self._check(answer[1], principal)
@@ -122,7 +118,9 @@ class Meter:
         limits = principal.limits
         if limits.tokens_per_minute or limits.tokens_per_day:
             answer = await self._ask(
-                principal, lambda principal, unwritten: self._ledger.admit(principal, num_prompt_tokens, unwritten)
+                principal,
+                lambda principal, unwritten: self._ledger.admit(principal, num_prompt_tokens, unwritten),
+                lambda: self.refund(principal, num_prompt_tokens),
             )
             if answer is not None:
                 self._check(answer[1], principal)
@@ -156,10 +154,16 @@ class Meter:
         self._thread.shutdown()
 
     def _check(self, refusal: Refusal | None, principal: Principal) -> None:
-        if refusal is not None:
+        if refusal is None:
+            return
+        self.on_refusal(refusal.limit_name)
+        wait, spacing = refusal.wait, refusal.spacing
+        if wait is None:  # for a place, if not for ever
             mean = self._mean_seconds.get(principal.id, _FIRST_GUESS)
-            place_seconds = max(_FIRST_GUESS, mean / max(1, principal.limits.max_in_flight))
-            raise limit_reached(refusal, principal.name, place_seconds)
+            wait = spacing = round(1e6 * max(_FIRST_GUESS, mean / max(1, principal.limits.max_in_flight)))
+        if not refusal.is_hopeless:
+            wait = self._turns.next(principal.id, refusal.what, self._ledger.clock(), wait, spacing)
+        raise limit_reached(refusal, principal.name, wait)
 
     def _leave(self, principal: Principal, began: float) -> None:
         seconds = time.monotonic() - began
@@ -169,12 +173,28 @@ class Meter:
             self._start(lambda: self._ledger.leave(principal.id))
 
     async def _ask(
-        self, principal: Principal, ask: Callable[[Principal, Usage], tuple[Standing, Refusal | None]]
+        self,
+        principal: Principal,
+        ask: Callable[[Principal, Usage], tuple[Standing, Refusal | None]],
+        undo: Callable[[], None],
     ) -> tuple[Standing, Refusal | None] | None:
-        """The ledger's answer, or None: it cannot be used."""
+        """The ledger's answer, or None: it cannot be used.
+
+        If the client leaves before the ledger has answered, what the answer allows is undone.
+        """
         unwritten = self._unwritten.pop(principal.id, None)
         usage = NOTHING if unwritten is None else unwritten.usage()
-        answer = await self._in_thread(lambda: ask(principal, usage))
+        asking = asyncio.ensure_future(self._in_thread(lambda: ask(principal, usage)))
+        try:
+            answer = await asyncio.shield(asking)
+        except asyncio.CancelledError:
+
+            def undo_allowed(done: "asyncio.Future[tuple[Standing, Refusal | None] | None]") -> None:
+                if (answer := done.result()) is not None and answer[1] is None:
+                    undo()
+
+            asking.add_done_callback(undo_allowed)
+            raise
         if answer is not None:
             self._standings[principal.id] = answer[0]
         return answer

@@ -10,13 +10,13 @@ _LONGEST_RETRY = 120.0
 """Seconds: longer than clients wait by themselves. They need not knock meanwhile."""
 
 
-def limit_reached(refusal: Refusal, name: str, place_seconds: float) -> ApiError:
+def limit_reached(refusal: Refusal, name: str, wait: int) -> ApiError:
     """429 for a key that has reached a limit.
 
     Args:
         refusal: which, and by how much.
         name: the key's.
-        place_seconds: when one of its requests in flight is expected to end.
+        wait: microseconds until it is this request's turn; of no matter if that can never come.
     """
     head = f"for key '{name}' on {refusal.what}: Limit {refusal.limit}"
     limited: Limited = "requests" if refusal.what.startswith("requests") else "tokens"
@@ -29,16 +29,15 @@ def limit_reached(refusal: Refusal, name: str, place_seconds: float) -> ApiError
             limited=limited,
             headers={"x-should-retry": "false"},
         )
-    wait = place_seconds if refusal.wait is None else refusal.wait / 1e6
-    wait = math.ceil(wait * 1000) / 1000
+    seconds = math.ceil(wait / 1000) / 1000
     return ApiError(
         f"Rate limit reached {head}, Used {refusal.used}, Requested {refusal.requested}. "
-        f"Please try again in {in_seconds(wait)}.",
+        f"Please try again in {in_seconds(seconds)}.",
         status=429,
         code="rate_limit_exceeded",
         limited=limited,
-        retry_after=wait,
-        headers={"x-should-retry": "false"} if wait > _LONGEST_RETRY else None,
+        retry_after=seconds,
+        headers={"x-should-retry": "false"} if seconds > _LONGEST_RETRY else None,
     )
 
 

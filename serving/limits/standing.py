@@ -4,12 +4,20 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..principal import Limits
-from .bucket import Bucket
+from .bucket import MINUTE, Bucket
 
 DAY = 86_400_000_000
 """Microseconds. Days are those of UTC."""
 
 What = Literal["requests per min (RPM)", "tokens per min (TPM)", "tokens per day (TPD)", "requests in flight"]
+
+_NAMES: dict[What, str] = {
+    "requests per min (RPM)": "requests_per_minute",
+    "tokens per min (TPM)": "tokens_per_minute",
+    "tokens per day (TPD)": "tokens_per_day",
+    "requests in flight": "max_in_flight",
+}
+"""As `Limits` has them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +60,16 @@ class Refusal:
     def is_hopeless(self) -> bool:
         """More is wanted than the limit is."""
         return self.requested > self.limit
+
+    @property
+    def spacing(self) -> int:
+        """Microseconds between two such requests that pass by a limit per minute; 0: by others they pass together."""
+        return self.requested * MINUTE // self.limit if self.limit_name.endswith("per_minute") else 0
+
+    @property
+    def limit_name(self) -> str:
+        """The limit's, as `Limits` has it."""
+        return _NAMES[self.what]
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,21 @@ _SECURITY = {
     "api_key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
 }
 
+_LIMITED = {
+    name: {"description": description, "schema": {"type": kind}}
+    for name, description, kind in (
+        ("Retry-After", "Seconds after which to try again; not where that can never succeed.", "integer"),
+        ("retry-after-ms", "The same in milliseconds.", "integer"),
+        ("x-should-retry", "`false`: not soon enough for a client to wait.", "string"),
+        ("x-ratelimit-limit-requests", "The key's requests a minute, if they are limited.", "integer"),
+        ("x-ratelimit-remaining-requests", "How many of them may come now.", "integer"),
+        ("x-ratelimit-reset-requests", "When all of them may, such as `1m30s`.", "string"),
+        ("x-ratelimit-limit-tokens", "The same of tokens, of a minute or a day, whichever has less left.", "integer"),
+        ("x-ratelimit-remaining-tokens", "How many of them are left.", "integer"),
+        ("x-ratelimit-reset-tokens", "When all of them are there again.", "string"),
+    )
+}
+
 
 def openapi_router(routers: Sequence[APIRouter]) -> APIRouter:
     """The routes that describe those of `routers`, and themselves."""
@@ -133,6 +148,11 @@ def _operation(route: APIRoute, operation: Operation, schemas: "_Schemas") -> di
         challenge = {"headers": {"WWW-Authenticate": {"schema": {"type": "string"}}}}
         responses["401"] = {"description": "There are API keys, and this needs a valid one."} | challenge | error
         responses["403"] = {"description": f"This is not allowed; where there are keys, it needs {needed}."} | error
+    if operation.is_limited:
+        responses["429"] = {
+            "description": "A limit of the key, or the queue's, is reached.",
+            "headers": _LIMITED,
+        } | error
     if operation.bodies:
         choices = [schemas.of(body, "validation") for body in operation.bodies]
         schema = choices[0] if len(choices) == 1 else {"anyOf": choices}

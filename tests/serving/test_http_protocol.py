@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx2
 from fake_engine import CHAT, Front, until
+from starlette.types import Receive, Scope, Send
 
 from penstock.serving.http_protocol import HttpLimits
 from penstock.serving.listener import HttpServer, max_connections, open_listeners
@@ -18,6 +19,8 @@ from penstock.serving.listener import HttpServer, max_connections, open_listener
 LIMITS = HttpLimits(header_timeout=0.3, body_grace=0.3, write_timeout=0.3, linger=0.3)
 BODY = json.dumps({"model": CHAT, "messages": [{"role": "user", "content": "hi"}]}).encode()
 POST = b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"
+NUM_BYTES = 12 * 2**20
+"""More than the system takes off the server's hands."""
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -197,6 +200,41 @@ async def test_a_client_that_does_not_read_loses_its_job() -> None:
         assert len(target.front.engine.cancelled) == 1
         connection.close()
         target.front.engine.script = target.front.engine.say
+
+
+async def large_answer(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"%d" % NUM_BYTES)]})
+    await send({"type": "http.response.body", "body": bytes(NUM_BYTES)})
+
+
+async def test_a_client_that_reads_a_large_answer_slowly_is_not_cut_off_until_it_reads_no_more() -> None:
+    (listener,) = open_listeners("127.0.0.1", 0)
+    server = HttpServer(large_answer, [listener], debug=False, limits=HttpLimits())
+    serving = asyncio.create_task(server.run_until_stopped())
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    await until(lambda: any(connection._stuck_since for connection in server.server_state.connections))
+    (connection,) = server.server_state.connections
+    num_read, now = 0, asyncio.get_running_loop().time()
+    while connection._stuck_since:
+        waiting = connection.transport.get_write_buffer_size()
+        while connection.transport.get_write_buffer_size() > max(0, waiting - 2**20):
+            num_read += len(await reader.read(2**16))
+        now += 31
+        connection.enforce_deadlines(now)
+        assert not connection.transport.is_closing()
+    while num_read < NUM_BYTES:
+        num_read += len(await reader.read(2**16))
+    writer.close()
+    _, writer = await asyncio.open_connection(*listener.getsockname())
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+    await until(lambda: any(connection._stuck_since for connection in server.server_state.connections))
+    (connection,) = (other for other in server.server_state.connections if other._stuck_since)
+    connection.enforce_deadlines(now + 31)
+    assert connection.transport.is_closing()
+    writer.close()
+    server.stop()
+    await serving
 
 
 async def test_a_pipelining_client_that_leaves_ends_the_request_that_runs() -> None:

@@ -32,7 +32,7 @@ def test_a_key_brings_its_name_weight_scopes_and_limits(tmp_path: Path) -> None:
     secret, key = new_key("alice", frozenset({"use"}), 2.0, limits, 1.0)
     file.add(key)
     with closing(KeyRing(file, no_auth=False, since=0.0)) as ring:
-        came = Doorkeeper(ring, on_loopback=True).identify(Headers({"x-api-key": secret, "host": "evil.example"}))
+        came = Doorkeeper(ring, refuses_pages=True).identify(Headers({"x-api-key": secret, "host": "evil.example"}))
     assert came == Principal(
         anybody(Headers({"x-api-key": secret})).id, "alice", 2.0, frozenset({"use", "embeddings"}), limits
     )
@@ -52,11 +52,11 @@ PUBLIC = [
 ]
 
 
-def refused(tmp_path: Path, headers: dict[str, str], *, on_loopback: bool = True) -> str | None:
+def refused(tmp_path: Path, headers: dict[str, str], *, refuses_pages: bool = True) -> str | None:
     """The code with which an open server refuses a request."""
     with closing(KeyRing(KeyFile(tmp_path / "none"), no_auth=False, since=0.0)) as ring:
         try:
-            assert Doorkeeper(ring, on_loopback=on_loopback).identify(Headers(headers)) == EVERYBODY
+            assert Doorkeeper(ring, refuses_pages=refuses_pages).identify(Headers(headers)) == EVERYBODY
         except ApiError as error:
             assert error.status == 403
             return error.code
@@ -76,7 +76,7 @@ def test_an_open_server_answers_no_page_of_the_web(host: str, tmp_path: Path) ->
     for scheme in ("http", "https"):
         origin = {"host": "localhost:1234", "origin": f"{scheme}://{host}"}
         assert refused(tmp_path, origin) == "origin_not_allowed"
-    assert refused(tmp_path, {"host": host}, on_loopback=False) is None, "there --no-auth has said that all may come"
+    assert refused(tmp_path, {"host": host}, refuses_pages=False) is None
 
 
 def test_a_page_without_a_name_is_a_page_and_an_application_is_none(tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Keys:
         self.revoked = self._add("former", "admin")
         self.file.revoke(self.file.read()[-1], 2.0)
         self.ring = KeyRing(self.file, no_auth=False, since=0.0)
-        self.identify = Doorkeeper(self.ring, on_loopback=True).identify
+        self.identify = Doorkeeper(self.ring, refuses_pages=True).identify
 
     def _add(self, name: str, scope: Scope) -> str:
         secret, key = new_key(name, frozenset({scope}), 3.0, Limits(max_in_flight=7), 1.0)
@@ -139,6 +139,8 @@ async def test_what_a_refusal_says_and_does_not_say(keys: Keys, caplog: pytest.L
     assert revoked.status_code == wrong.status_code == 401
     assert "revoked" in revoked.text and "revoked" not in wrong.text
     assert wrong.headers["www-authenticate"] == 'Bearer realm="penstock", error="invalid_token"'
+    metrics = front.app_metrics()
+    assert 'penstock_refused_requests_total{reason="invalid_api_key"} 2.0' in metrics
     assert keys.revoked not in caplog.text + revoked.text and "guess" not in caplog.text + wrong.text
     lines = [record.getMessage() for record in caplog.records if "refused" in record.getMessage()]
     assert len(lines) == 1 and "401 invalid_api_key" in lines[0], "a flood of attempts does not flood the log"

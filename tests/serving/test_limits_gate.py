@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -218,6 +219,43 @@ async def test_a_client_that_leaves_and_a_request_that_fails_give_their_places_b
         assert (await front.chat(model="nobody")).status_code == 404
         go_on.set()
         assert (await front.chat()).status_code == 200
+
+
+async def test_a_client_that_leaves_before_it_is_let_in_has_used_nothing() -> None:
+    async with open_limited(max_in_flight=1, tokens_per_minute=60) as (front, _):
+        ledger = front.meter._ledger
+        loop = asyncio.get_running_loop()
+        for name in ("enter", "admit"):
+            patched, go_on, asking = getattr(ledger, name), threading.Event(), asyncio.Event()
+
+            def held(*arguments: Any, patched: Any = patched, go_on: Any = go_on, asking: Any = asking) -> Any:
+                loop.call_soon_threadsafe(asking.set)
+                go_on.wait(5)
+                return patched(*arguments)
+
+            setattr(ledger, name, held)
+            exchange = Exchange(front.app, "/v1/chat/completions", {"model": CHAT, "messages": HI})
+            await asking.wait()
+            exchange.task.cancel()
+            await asyncio.gather(exchange.task, return_exceptions=True)
+            go_on.set()
+            setattr(ledger, name, patched)
+            await until(lambda: ledger._places.get("ada-id") == 0)
+        assert not front.engine.jobs
+        answer = await front.chat()
+        assert answer.status_code == 200 and answer.headers["x-ratelimit-remaining-tokens"] == "36"
+
+
+async def test_those_refused_together_are_to_come_back_one_after_another() -> None:
+    async with open_limited(requests_per_minute=6) as (front, clock):
+        assert [(await front.chat()).status_code for _ in range(6)] == [200] * 6
+        waits = [(await front.chat()).headers["retry-after"] for _ in range(9)]
+        assert waits == ["10", "20", "30", "40", "50", "60", "70", "70", "70"]
+        for _ in range(7):
+            clock.now += 10 * SECOND
+            assert (await front.chat()).status_code == 200
+        metrics = front.app_metrics()
+        assert 'penstock_refused_requests_total{reason="requests_per_minute"} 9.0' in metrics
 
 
 async def test_a_background_response_is_in_flight_until_it_is_finished() -> None:

@@ -136,6 +136,20 @@ def test_places_are_counted_over_all_processes_and_given_back(ledger: Ledger, tm
     assert enter(ledger, ada) is None, "a process that ends gives back its places"
 
 
+def test_a_place_whose_end_could_not_be_written_is_not_lost(ledger: Ledger, tmp_path: Path, clock: Clock) -> None:
+    ada = key(max_in_flight=1)
+    with closing(Ledger(tmp_path / "limits", clock)) as other:
+        assert enter(ledger, ada) is None and enter(other, ada) is not None
+        assert ledger._connection is not None
+        ledger._connection.execute("PRAGMA query_only = ON")
+        with pytest.raises(sqlite3.OperationalError):
+            ledger.leave("ada-id")
+        ledger._connection.execute("PRAGMA query_only = OFF")
+        assert enter(ledger, ada) is None and enter(ledger, ada) is not None
+        ledger.leave("ada-id")
+        assert enter(other, ada) is None
+
+
 _TAKES_PLACES_AND_WAITS = """
 import sys, pathlib
 from penstock.serving.limits.ledger import Ledger
