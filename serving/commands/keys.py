@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import TypeVar
 
@@ -43,6 +44,9 @@ _SHORT = {
 MAX_WEIGHT = 1000.0
 MAX_LIMIT = 10**15
 MAX_NAME_LENGTH = 64
+MIN_CHOSEN = 32
+"""Characters: what is kept of a key is no protection for one that can be guessed."""
+MAX_CHOSEN = 256
 Number = TypeVar("Number", int, float)
 
 
@@ -81,6 +85,12 @@ def _add_parser() -> argparse.ArgumentParser:
     for name, what in _LIMITS.items():
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=_limit, default=0, metavar="N", help=f"{what} (default: no limit)")
+    parser.add_argument(
+        "--stdin",
+        action="store_true",
+        help=f"read the key, which is kept elsewhere, from standard input: {MIN_CHOSEN} to {MAX_CHOSEN} characters "
+        "from a random source; once more with the same settings changes nothing",
+    )
     return parser
 
 
@@ -110,14 +120,36 @@ def _checked(text: str, kind: Callable[[str], Number], least: Number, most: Numb
 
 def _add(options: argparse.Namespace, settings: Settings) -> None:
     limits = Limits(**{name: getattr(options, name) for name in _LIMITS})
-    secret, key = new_key(options.name, frozenset(options.scopes or ["use"]), options.weight, limits, time.time())
+    chosen = _chosen_key(sys.stdin.read(2 * MAX_CHOSEN)) if options.stdin else ""
+    secret, key = new_key(
+        options.name, frozenset(options.scopes or ["use"]), options.weight, limits, time.time(), chosen
+    )
     with _key_file(settings) as file:
-        file.add(key)
+        same = next((other for other in file.read() if other.digest == key.digest), None)
+        if same is None:
+            file.add(key)
+        elif replace(same, created_at=key.created_at, last_used_at=None) != key:
+            raise CommandError(
+                f"this key was added already, as {same.name!r}: revoked since or with other settings; choose another"
+            )
+    if options.stdin:
+        print(json.dumps(_json(same or key)) if options.json else f"the key of {key.name} ({key.prefix}…) is valid")
+        return
     if options.json:
         print(json.dumps(_json(key) | {"key": secret}))
         return
     print(secret)
     print(f"This is the key of {key.name}. Keep it now: it is not shown again.", file=sys.stderr)
+
+
+def _chosen_key(text: str) -> str:
+    key = text.strip()
+    if not (MIN_CHOSEN <= len(key) <= MAX_CHOSEN and key.isascii() and key.isprintable() and " " not in key):
+        raise CommandError(
+            f"the key on standard input has {len(key)} characters; it must have {MIN_CHOSEN} to {MAX_CHOSEN} printable "
+            "ones of ASCII, without spaces"
+        )
+    return key
 
 
 def _list(options: argparse.Namespace, settings: Settings) -> None:

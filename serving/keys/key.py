@@ -1,7 +1,7 @@
 """One API key as it is kept: what it allows and how it is told apart, without the key itself.
 
-A key is 40 letters and digits from the system's random source, 238 bits. Nobody finds it by guessing, so that a plain
-SHA-256 of it is kept: what makes password hashes slow would only make every request slow.
+A key is 40 letters and digits from the system's random source, 238 bits, or was chosen with as much care. Nobody finds
+it by guessing, so that a plain SHA-256 of it is kept: what makes password hashes slow would only make requests slow.
 """
 
 import hashlib
@@ -46,10 +46,18 @@ class Key:
         return Principal(id_of(self.digest), self.name, self.weight, scopes, self.limits)
 
 
-def new_key(name: str, scopes: frozenset[Scope], weight: float, limits: Limits, now: float) -> tuple[str, Key]:
-    """A key that nobody has seen, and what is kept of it."""
-    secret = KEY_START + "".join(secrets.choice(_ALPHABET) for _ in range(_NUM_RANDOM))
-    return secret, Key(digest(secret), secret[: len(KEY_START) + _NUM_SHOWN], name, scopes, weight, limits, now)
+def random_secret() -> str:
+    """A key that nobody has seen."""
+    return KEY_START + "".join(secrets.choice(_ALPHABET) for _ in range(_NUM_RANDOM))
+
+
+def new_key(
+    name: str, scopes: frozenset[Scope], weight: float, limits: Limits, now: float, secret: str = ""
+) -> tuple[str, Key]:
+    """A key and what is kept of it; `secret` is one that somebody has chosen, "": a random one."""
+    secret = secret or random_secret()
+    prefix = secret[: _NUM_SHOWN + (len(KEY_START) if secret.startswith(KEY_START) else 0)]
+    return secret, Key(digest(secret), prefix, name, scopes, weight, limits, now)
 
 
 def digest(secret: str) -> str:

@@ -1,5 +1,6 @@
 """`penstock keys`: what it prints, keeps and refuses."""
 
+import io
 import json
 import re
 from contextlib import closing
@@ -32,6 +33,31 @@ def test_a_key_is_shown_once_and_only_its_hash_is_kept(home: Path, capsys: pytes
     assert main(["keys", "list"]) == 0
     listed = capsys.readouterr().out
     assert "alice" in listed and key.prefix in listed and secret not in listed
+
+
+CHOSEN = "0123456789abcdef" * 2
+
+
+def test_a_key_that_is_kept_elsewhere_is_read_from_standard_input(
+    home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def add(secret: str, *arguments: str) -> int:
+        monkeypatch.setattr("sys.stdin", io.StringIO(secret))
+        return main(["keys", "add", *arguments, "--stdin"])
+
+    assert add(f"{CHOSEN}\n", "cluster", "--scope", "admin") == 0
+    assert add(CHOSEN, "cluster", "--scope", "admin") == 0, "as at every start of a container"
+    printed = capsys.readouterr()
+    assert CHOSEN not in printed.out + printed.err and "cluster" in printed.out
+    (key,) = KeyFile(home / KEY_FILE).read()
+    assert (key.digest, key.prefix, key.scopes) == (digest(CHOSEN), CHOSEN[:6], frozenset({"admin"}))
+    for wrong in (["cluster"], ["other", "--scope", "admin"]):
+        assert add(CHOSEN, *wrong) == 1 and "already, as 'cluster'" in capsys.readouterr().err
+    assert main(["keys", "revoke", "cluster"]) == 0
+    assert add(CHOSEN, "cluster", "--scope", "admin") == 1, "what was revoked stays so"
+    for secret in ("", "short", "x" * 257, CHOSEN + " " + CHOSEN, "é" * 32):
+        assert add(secret, "wrong") == 1 and "32 to 256 printable" in capsys.readouterr().err
+    assert len(KeyFile(home / KEY_FILE).read()) == 1
 
 
 def test_all_that_a_key_can_have(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -67,7 +67,8 @@ def test_schemas_are_schemas_and_refer_to_what_is_there(document: dict[str, Any]
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions", "/v1/messages"])
 def test_streams_and_errors_are_described(path: str, document: dict[str, Any]) -> None:
     responses = document["paths"][path]["post"]["responses"]
-    assert set(responses) == {"200", "401", "403", "4XX", "5XX"}
+    assert set(responses) == {"200", "401", "403", "429", "4XX", "5XX"}
+    assert {"Retry-After", "x-ratelimit-remaining-tokens"} < responses["429"]["headers"].keys()
     assert set(responses["200"]["content"]) == {"application/json", "text/event-stream"}
     error = "AnthropicError" if "messages" in path else "OpenAIError"
     assert responses["4XX"]["content"]["application/json"]["schema"]["$ref"].endswith(error)
