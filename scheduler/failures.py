@@ -93,12 +93,14 @@ class StepFailures:
             for job in self._undo(each):
                 if job not in suspects:
                     self._scheduler.requeue(job)
+        if isinstance(batch, GenerationBatch):
+            self._requeue_misled(batch, suspects)
         logger.error("a step of %s failed with %d jobs in it", batch.model, len(suspects), exc_info=error)
         if not suspects:
             return Endings()
         if device.is_out_of_memory(error):
             return self._give_less(error, batch, suspects)
-        if len(suspects) == 1:
+        if _num_jobs(batch) == 1:
             return self._end_guilty(batch.model, suspects[0])
         self._num_unexplained[batch.model] += 1
         if self._num_unexplained[batch.model] > _MAX_UNEXPLAINED:
@@ -122,6 +124,19 @@ class StepFailures:
             kv.forget_from(row.request, row.start)
             row.request.num_pending_tokens = 0
         return [row.request for row in batch.rows if row.request.status is not RequestStatus.FINISHED]
+
+    def _requeue_misled(self, batch: GenerationBatch, suspects: Sequence[Job]) -> None:
+        """Start those again that have found in the prefix cache what the batch should have computed.
+
+        Who has a row launched since is known by that; others may have got their blocks and no room in the step.
+        """
+        lane = self._scheduler.generation_lanes[batch.model]
+        doubtful: set[bytes] = set()
+        for row in batch.rows:
+            doubtful.update(row.request.block_hashes[row.start // lane.kv.block_size :])
+        for request in list(lane.running.values()):
+            if request not in suspects and not doubtful.isdisjoint(request.block_hashes[: request.num_shared_blocks]):
+                self._scheduler.requeue(request)
 
     def _give_less(self, error: Exception, batch: Batch, suspects: list[Job]) -> Endings:
         """The batch did not fit into memory: try smaller ones, then each job alone, unless it was that already."""
@@ -162,3 +177,10 @@ class StepFailures:
             else:
                 endings.outputs.append(RequestOutput(job.request_id, [], finish_reason="error", error=error))
         return endings
+
+
+def _num_jobs(batch: Batch) -> int:
+    """Jobs in a batch, those included that are over meanwhile: any of them may have been at fault."""
+    if isinstance(batch, EmbeddingBatch):
+        return len({item.request_id for item in batch.inputs})
+    return len(batch.rows)

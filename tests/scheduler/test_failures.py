@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
@@ -146,6 +147,55 @@ def test_another_model_notices_nothing(folder: Path, tmp_path: Path) -> None:
     assert [[token for told in actual[job.request_id] for token in told.token_ids] for job in jobs] == expected
     assert engine.stats()["m"].num_preemptions > 0
     assert engine.stats()["n"].num_preemptions == 0
+
+
+def test_who_started_from_what_a_failed_step_left_starts_again(folder: Path) -> None:
+    """A newcomer has its seat and found blocks, but no tokens in the step after the one that fails."""
+    shared = [*range(3, 27)]
+    greedy = [replace(make_job([index, *PROMPT], max_tokens=150, ignore_eos=True), principal="g") for index in (30, 31)]
+    bad = replace(make_job([*shared, *range(100, 123)], max_tokens=13), principal="light")
+    good = replace(make_job([*shared, 40], max_tokens=5), principal="light")
+    ((*_, expected),) = [run(make_engine(folder), [*greedy, good])]
+    engine = make_engine(folder, overlap="on", block_size=8, max_num_seqs=2, max_num_batched_tokens=24)
+    for job in greedy:
+        engine.add(job)
+    for _ in range(80):
+        engine.step()
+    running = engine.scheduler.generation_lanes["m"].running
+    without_row = []
+
+    def fault(rows: list[ScheduledRow]) -> Exception | None:
+        ids = {row.request.request_id for row in rows}
+        without_row.append(good.request_id in running and good.request_id not in ids)
+        return RuntimeError("device on fire") if bad.request_id in ids else None
+
+    outputs: list[RequestOutput] = []
+    with faulty(fault, "collect"):
+        engine.add(bad)
+        engine.add(good)
+        while engine.has_work:
+            outputs += engine.step().outputs
+    assert any(without_row)
+    assert [output.request_id for output in outputs if output.error] == [bad.request_id]
+    assert [
+        token for output in outputs if output.request_id == good.request_id for token in output.token_ids
+    ] == expected
+
+
+def test_who_was_in_a_failed_step_with_a_job_that_is_over_is_tried_alone(folder: Path) -> None:
+    bad, good = make_job([*PROMPT, POISON]), make_job(PROMPT)
+    (expected,) = run(make_engine(folder), [good])
+    engine = make_engine(folder, overlap="on")
+    with faulty(on_fire, "collect") as failed:
+        for job in (bad, good):
+            engine.add(job)
+        engine.step()
+        engine.cancel(bad.request_id)
+        outputs = []
+        while engine.has_work:
+            outputs += engine.step().outputs
+    assert failed == [2]
+    assert [token for output in outputs for token in output.token_ids] == expected
 
 
 @pytest.mark.parametrize("overlap", ["off", "on"])
