@@ -273,6 +273,8 @@ async def anthropic(caller: Caller, rng: random.Random) -> None:
         async for line in response_.aiter_lines():
             if line.startswith("data:"):
                 event = json.loads(line[5:])
+                if event["type"] == "ping":  # also before the first one, while a worker is restarted
+                    continue
                 kinds.append(event["type"])
                 if event["type"] == "content_block_delta":
                     text += event["delta"]["text"]
