@@ -27,6 +27,7 @@ class Listener:
     def __init__(self) -> None:
         self.woken = threading.Semaphore(0)
         self.loader = ModelLoader(CONFIG, self.woken.release)
+        self._ends: dict[str, News] = {}
 
     def ask(self, *names: str, path: str = "") -> None:
         for name in names:
@@ -34,11 +35,10 @@ class Listener:
 
     def end_of(self, name: str) -> News:
         """The model's runner or failure."""
-        while True:
+        while name not in self._ends:  # another one's end may come together with it
             assert self.woken.acquire(timeout=60)
-            for news in self.loader.take_news():
-                if not isinstance(news, ModelLoading) and news.name == name:
-                    return news
+            self._ends |= {news.name: news for news in self.loader.take_news() if not isinstance(news, ModelLoading)}
+        return self._ends.pop(name)
 
 
 @pytest.fixture

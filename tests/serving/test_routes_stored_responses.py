@@ -389,7 +389,9 @@ async def test_a_broken_store_stops_what_needs_it_and_nothing_else(tmp_path: Any
 
 
 async def test_what_is_too_large_to_be_stored_is_refused() -> None:
-    async with open_front(database=Database(None, max_bytes=2**20)) as front:
-        body = {"model": CHAT, "input": "hi", "prompt_cache_key": "x" * 200_000}
+    database = Database(None)
+    database.max_record_bytes = 4000
+    async with open_front(database=database) as front:
+        body = {"model": CHAT, "input": "hi", "metadata": {f"key {number}": "x" * 500 for number in range(8)}}
         error(await front.post("/v1/responses", body), 413, "record_too_large", None)
         assert (await front.post("/v1/responses", body | {"store": False})).status_code == 200
