@@ -1,9 +1,12 @@
 """Compiles the grammars of submitted jobs in other threads, while the worker's own goes on stepping the engine.
 
 A job waits here until its grammar is ready. The same grammar is compiled once for all jobs that wait for it, and those
-that the compiler remembers do not wait at all.
+that the compiler remembers do not wait at all. Principals take turns, and each has one thread at most, so that nobody's
+grammar waits for all those of another one.
 """
 
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -17,12 +20,14 @@ from .messages import Submit
 _NUM_THREADS = 2  # one hostile grammar keeps one of them busy for some seconds
 MAX_PENDING = 64
 """Different grammars that are being compiled or wait for it; most take some milliseconds."""
+MAX_PENDING_OF_ONE = 16
+"""Of one principal."""
 _RETRY_AFTER = 5.0  # seconds
 
 Outcome = Grammar | RequestError
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Compilation:
     """One grammar being compiled for a model, and the jobs that wait for it by request id."""
 
@@ -30,6 +35,7 @@ class _Compilation:
     source: str
     jobs: dict[str, Submit] = field(default_factory=dict)
     outcome: Outcome | None = None
+    has_begun: bool = False
 
 
 class GrammarQueue:
@@ -39,6 +45,9 @@ class GrammarQueue:
         """`wake` is called in other threads when `take_finished` has something."""
         self._wake = wake
         self._threads = ThreadPoolExecutor(_NUM_THREADS, "grammars")
+        self._lock = threading.Lock()
+        self._turns: dict[str, deque[_Compilation]] = {}  # what waits, by principal; the next turn is the first one's
+        self._compiling: set[str] = set()  # principals
         self._trials: SimpleQueue[Trial] = SimpleQueue()
         for _ in range(_NUM_THREADS):
             self._trials.put(Trial())
@@ -51,23 +60,36 @@ class GrammarQueue:
 
         Raises:
             RequestError: the grammar is too large.
-            QueueFullError: too many are being compiled.
+            QueueFullError: too many are being compiled, of this principal or of all.
         """
         source = job.sampling.grammar
         check_size(source)
         compilation = self._pending.get((compiler, source))
         if compilation is None:
-            if len(self._pending) >= MAX_PENDING and not job.is_resumed:
-                raise QueueFullError(
-                    f"{len(self._pending)} grammars of other requests are being compiled, as many as may be at once. "
-                    f"Please try again in {_RETRY_AFTER:.1f}s.",
-                    retry_after=_RETRY_AFTER,
-                )
+            if not job.is_resumed:
+                self._check_room(job.principal)
             compilation = self._pending[compiler, source] = _Compilation(compiler, source)
-            with deep_stack():
-                self._threads.submit(self._compile, compilation)
         compilation.jobs[job.request_id] = job
         self._compilation_of[job.request_id] = compilation
+        with self._lock:
+            if not compilation.has_begun:
+                turn = self._turns.setdefault(job.principal, deque())
+                if compilation not in turn:
+                    turn.append(compilation)
+                self._begin_next()
+
+    def _check_room(self, principal: str) -> None:
+        with self._lock:
+            num_own = len(self._turns.get(principal, ()))
+        if num_own >= MAX_PENDING_OF_ONE:
+            count = f"{num_own} grammars of your requests wait to be compiled"
+        elif len(self._pending) >= MAX_PENDING:
+            count = f"{len(self._pending)} grammars of other requests are being compiled"
+        else:
+            return
+        raise QueueFullError(
+            f"{count}, as many as may be at once. Please try again in {_RETRY_AFTER:.1f}s.", retry_after=_RETRY_AFTER
+        )
 
     def cancel(self, request_id: str) -> None:
         """Forget a job; unknown ids are ignored. Its grammar may still be compiled, and is then remembered."""
@@ -94,7 +116,25 @@ class GrammarQueue:
                 taken.append((job, compilation.outcome))
         return taken
 
-    def _compile(self, compilation: _Compilation) -> None:
+    def _begin_next(self) -> None:
+        """Give idle threads what comes next; the caller holds the lock."""
+        for principal in [name for name in self._turns if name not in self._compiling]:
+            if len(self._compiling) == _NUM_THREADS:
+                return
+            turn = self._turns.pop(principal)
+            while turn and turn[0].has_begun:  # in another principal's turn
+                turn.popleft()
+            if not turn:
+                continue
+            compilation = turn.popleft()
+            compilation.has_begun = True
+            if turn:
+                self._turns[principal] = turn  # behind the others
+            self._compiling.add(principal)
+            with deep_stack():
+                self._threads.submit(self._compile, compilation, principal)
+
+    def _compile(self, compilation: _Compilation, principal: str) -> None:
         """In another thread."""
         try:
             compilation.outcome = self._try_out_and_compile(compilation.compiler, compilation.source)
@@ -102,6 +142,9 @@ class GrammarQueue:
             compilation.outcome = error
         except Exception as error:  # whatever the library does, the jobs that wait must hear of it
             compilation.outcome = invalid_grammar(f"{type(error).__name__}: {str(error)[:200]}")
+        with self._lock:
+            self._compiling.discard(principal)
+            self._begin_next()
         self._finished.put(compilation)
         self._wake()
 

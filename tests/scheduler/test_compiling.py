@@ -2,13 +2,14 @@
 
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from engine_harness import make_job
 from tiny_models import EOS_ID, VOCAB_SIZE, make_tiny_tokenizer
 
-from penstock.scheduler.compiling import MAX_PENDING, GrammarQueue, Outcome
+from penstock.scheduler.compiling import MAX_PENDING, MAX_PENDING_OF_ONE, GrammarQueue, Outcome
 from penstock.scheduler.errors import QueueFullError, RequestError
 from penstock.scheduler.grammar import Grammar, GrammarCompiler
 from penstock.scheduler.grammar_trial import Trial
@@ -97,7 +98,10 @@ def test_so_many_grammars_wait_and_no_more(
 ) -> None:
     go_on = threading.Event()
     monkeypatch.setattr(Trial, "measure", lambda trial, vocabulary, source: go_on.wait(60) and 7)
-    jobs = [make_job([5], grammar=f'start: "{number}"') for number in range(MAX_PENDING)]
+    jobs = [
+        replace(make_job([5], grammar=f'start: "{number}"'), principal=f"key {number % 8}")
+        for number in range(MAX_PENDING)
+    ]
     for job in jobs:
         waiting.queue.add(job, compiler)
     with pytest.raises(QueueFullError, match=f"{MAX_PENDING} grammars") as refusal:
@@ -110,3 +114,42 @@ def test_so_many_grammars_wait_and_no_more(
     while len(done) < len(jobs) + 1:
         done += [job for job, _ in waiting.next()]
     assert same in done
+
+
+def test_one_principals_grammars_do_not_keep_anothers_waiting(
+    waiting: Waiting, compiler: GrammarCompiler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bomb_goes_on, compiled = threading.Semaphore(0), []
+
+    def measure(trial: Trial, vocabulary: object, source: str) -> int:
+        if "bomb" in source:
+            assert bomb_goes_on.acquire(timeout=60)
+        compiled.append(source)
+        return 7
+
+    monkeypatch.setattr(Trial, "measure", measure)
+
+    def job(grammar: str, principal: str) -> Submit:
+        return replace(make_job([5], grammar=grammar), principal=principal)
+
+    bombs = [f'start: "bomb {number}"' for number in range(MAX_PENDING_OF_ONE + 1)]
+    for bomb in bombs:
+        waiting.queue.add(job(bomb, "hostile"), compiler)
+    with pytest.raises(QueueFullError, match=f"{MAX_PENDING_OF_ONE} grammars of your requests"):
+        waiting.queue.add(job('start: "another bomb"', "hostile"), compiler)
+    waiting.queue.add(job(GOOD, "other"), compiler)
+    assert waiting.next()[0][0].principal == "other"
+    assert compiled == [GOOD]
+
+    # Two hostile ones have both threads: the third one's turn comes with the next end of a trial.
+    waiting.queue.add(job('start: "their bomb"', "as hostile"), compiler)
+    waiting.queue.add(job(bombs[-1], "third"), compiler)
+    bomb_goes_on.release()
+    assert waiting.next()[0][0].principal in ("hostile", "as hostile")
+    for _ in bombs:
+        bomb_goes_on.release()
+    done = []
+    while len(done) < len(bombs) + 1:
+        done += [job for job, _ in waiting.next()]
+    assert compiled.index(bombs[-1]) < len(bombs) - 1, "it was its turn before the others of the hostile principal"
+    assert len(compiled) == len(set(compiled)) == len(bombs) + 2
