@@ -10,10 +10,12 @@ from ..text.token_table import TokenTable
 from .chat_answer import AnswerForm, DeltaFrames, MessageBuilder
 from .chat_request import turn_request
 from .frames import ChunkFrames, usage_body
+from .logprobs import LOGPROB_CHARACTERS, LogprobCount
 from .pauses import with_pauses
 from .services import Services
 from .stored_chats import check_can_keep, keep_completion
 from .turn import PromptProgress, Turn, TurnEvent, prepare_turn, run_turn_in_batches
+from .turn_types import TextDelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,11 +38,18 @@ class ChatHandler:
 
     async def answer(self, turn: Turn, body: ChatCompletionBody) -> dict[str, object]:
         """The whole answer."""
-        builders = _builders(body)
+        builders, count = _builders(body), LogprobCount()
+
+        def whole() -> dict[str, object]:
+            return _completion(turn, body, builders)
+
         async with aclosing(run_turn_in_batches(turn, self.services)) as batches:
             async for batch in batches:
                 _add(batch, builders)
-        answer = _completion(turn, body, builders)
+                for event in batch:
+                    if isinstance(event, TextDelta):
+                        count.add(event.entries)
+        answer = await self.services.threads.run(LOGPROB_CHARACTERS * count.total, whole)
         await self._keep(turn, body, answer)
         return answer
 

@@ -7,7 +7,7 @@ import orjson
 
 from ..text.token_table import TokenTable
 from .frames import ChunkFrames
-from .logprobs import chat_logprobs
+from .logprobs import chat_logprobs, packed_chat_logprobs
 from .turn_types import (
     ChoiceEnd,
     ReasoningDelta,
@@ -80,7 +80,7 @@ class MessageBuilder:
         return {
             "index": self._index,
             "message": message,
-            "logprobs": chat_logprobs(self._entries, table) if self._form.logprobs else None,
+            "logprobs": packed_chat_logprobs(self._entries, table) if self._form.logprobs else None,
             "finish_reason": self._finish_reason,
         }
 

@@ -21,7 +21,7 @@ from .choice import Choice, Delta
 from .completion_prompts import Prompt, read_prompts
 from .frames import ChunkFrames, usage_body
 from .generation import Generation, run
-from .logprobs import completion_logprobs, echo_logprobs, prompt_logprobs
+from .logprobs import LOGPROB_CHARACTERS, LogprobCount, completion_logprobs, echo_logprobs, packed, prompt_logprobs
 from .output_format import resolve_output_format
 from .sampling import choice_seed, resolve_sampling, token_room, wishes_of
 from .services import Services
@@ -126,19 +126,26 @@ class CompletionHandler:
     async def answer(self, completion: Completion) -> dict[str, object]:
         """The whole answer."""
         generation = completion.generation
-        results = [_Text() for _ in generation.choices]
+        results, count = [_Text() for _ in generation.choices], LogprobCount()
         async with aclosing(run(generation, self.services)) as deltas:
             async for delta in deltas:
                 results[delta.index].add(delta)
+                count.add(delta.entries)
+
+        num_logprobs = count.total + sum(len(choice.prompt_logprobs or ()) for choice in completion.choices)
+
+        def choices() -> list[object]:
+            return [
+                packed(_answered_choice(completion, index, completion.choices[source], results[source]))
+                for index, source in enumerate(_best(completion, results))
+            ]
+
         return {
             "id": generation.request_id,
             "object": "text_completion",
             "created": generation.created,
             "model": generation.model,
-            "choices": [
-                _answered_choice(completion, index, completion.choices[source], results[source])
-                for index, source in enumerate(_best(completion, results))
-            ],
+            "choices": await self.services.threads.run(LOGPROB_CHARACTERS * num_logprobs, choices),
             "usage": usage_body(generation.usage()),
         }
 

@@ -2,26 +2,64 @@
 
 from collections.abc import Iterable, Sequence
 
+import orjson
+
 from penstock.scheduler.messages import TokenLogprobs
 
+from ..errors import ApiError
 from ..text.detokenizer import Detokenizer
 from ..text.token_table import TokenTable
 from .watched_text import TokenEntry
 
 LOWEST = -9999.0
 """What OpenAI writes for a probability of zero, which JSON has no logarithm for."""
+MAX_LOGPROBS = 2**20
+"""In one answer that is no stream; it is then some eighty megabytes."""
+
+LOGPROB_CHARACTERS = 4
+"""Writing one takes as long as tokenising so many characters."""
+
+
+class LogprobCount:
+    """The log probabilities of an answer that is kept until it is whole."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def add(self, entries: Sequence[TokenEntry]) -> None:
+        """Count some more.
+
+        Raises:
+            ApiError: there are too many.
+        """
+        self.total += sum(1 + len(entry.logprobs.top_token_ids) for entry in entries)
+        if self.total > MAX_LOGPROBS:
+            raise ApiError(
+                f"The answer has more than {MAX_LOGPROBS} log probabilities, as many as one may have. Ask for fewer "
+                "choices or tokens or likeliest tokens, or send stream: true.",
+                code="too_many_logprobs",
+                param="logprobs",
+            )
+
+
+def packed(value: object) -> orjson.Fragment:
+    """JSON that is part of an answer: a large answer made of such parts is put together in no time."""
+    return orjson.Fragment(orjson.dumps(value))
 
 
 def chat_logprobs(entries: Iterable[TokenEntry], table: TokenTable) -> dict[str, object]:
     """`choices[].logprobs` of a chat; the bytes of its tokens, joined, are the bytes of its text."""
-    return {
-        "content": [
-            _token(entry.token_id, entry.logprobs.logprob, table)
-            | {"top_logprobs": [_token(i, p, table) for i, p in _top(entry)]}
-            for entry in entries
-        ],
-        "refusal": None,
-    }
+    return {"content": [_chat_entry(entry, table) for entry in entries], "refusal": None}
+
+
+def packed_chat_logprobs(entries: Iterable[TokenEntry], table: TokenTable) -> dict[str, object]:
+    """The same with each token packed."""
+    return {"content": [packed(_chat_entry(entry, table)) for entry in entries], "refusal": None}
+
+
+def _chat_entry(entry: TokenEntry, table: TokenTable) -> dict[str, object]:
+    top = [_token(token_id, logprob, table) for token_id, logprob in _top(entry)]
+    return _token(entry.token_id, entry.logprobs.logprob, table) | {"top_logprobs": top}
 
 
 def completion_logprobs(entries: Sequence[TokenEntry], table: TokenTable, *, shift: int = 0) -> dict[str, list[object]]:

@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from fake_engine import CHAT, EMBED, error, open_front, use_template
+from fake_engine import CHAT, EMBED, error, events, open_front, use_template
 
-from penstock.serving.handlers import turn_prompt
+from penstock.serving.handlers import logprobs, turn_prompt
 
 MESSAGE = {"role": "user", "content": "hi"}
 PART = {"type": "text", "text": "a"}
@@ -159,3 +159,14 @@ async def test_an_endless_chat_template_keeps_nobody_else_waiting(monkeypatch: p
         assert not any(attack.done() for attack in attacks)
         for attack in attacks:
             assert "seconds" in error(await attack, 400, "invalid_value", "messages")
+
+
+@pytest.mark.parametrize("chat", [True, False])
+async def test_an_answer_has_so_many_log_probabilities_and_no_more(monkeypatch: pytest.MonkeyPatch, chat: bool) -> None:
+    async with open_front() as front:
+        wish: dict[str, Any] = {"logprobs": True, "top_logprobs": 2} if chat else {"logprobs": 2, "prompt": "hi"}
+        send = front.chat if chat else front.complete
+        assert (await send(**wish)).status_code == 200
+        monkeypatch.setattr(logprobs, "MAX_LOGPROBS", 3)
+        assert "3 log" in error(await send(**wish), 400, "too_many_logprobs", "logprobs")
+        assert len(events(await send(**wish, stream=True))) > 2
