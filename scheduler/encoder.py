@@ -15,6 +15,7 @@ import torch
 from . import device as devices
 from .config import EngineConfig, ModelKind, ModelSpec
 from .errors import ModelLoadError, UnsupportedModelError
+from .models.config_file import check_config_file
 from .models.fused_encoder import fuse_encoder
 from .models.load import report_loading
 from .models.surgery import speed_up
@@ -163,6 +164,7 @@ class EncoderRunner:
 
     @classmethod
     def _read_checked(cls, spec: ModelSpec, device: str) -> "SentenceTransformer | CrossEncoder":
+        check_config_file(spec)
         dtype = _DTYPES.get(spec.dtype, torch.float32 if device == "cpu" else "auto")
         try:
             model = cls.read(

@@ -211,5 +211,5 @@ def check_memory(name: str, num_bytes: int, device_name: str) -> None:
 def _estimate(spec: ModelSpec, config: EngineConfig) -> int:
     try:
         return loaded_bytes(spec, config.device)
-    except (OSError, ValueError, KeyError):  # loading will say what is wrong with the folder
+    except (OSError, ValueError):  # loading will say what is wrong with the folder
         return 0

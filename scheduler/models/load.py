@@ -12,6 +12,7 @@ from ..config import ModelSpec
 from ..errors import ModelLoadError
 from .admission import check_config, resolve_max_model_len
 from .attention import ATTENTION_NAME, register
+from .config_file import check_config_file
 from .kv_scales import check_kv_cache
 from .quantize import check_quantization
 
@@ -90,6 +91,7 @@ def cpu_has_fast_bfloat16() -> bool:
 
 
 def _read_config(spec: ModelSpec) -> PreTrainedConfig:
+    check_config_file(spec)
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             spec.path, local_files_only=True, trust_remote_code=spec.trust_remote_code

@@ -3,6 +3,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 from ..config import ModelSpec
 from .load import cpu_has_fast_bfloat16
@@ -36,12 +37,15 @@ def _file_bytes(file: Path, float_size: int | None) -> int:
         length = int.from_bytes(stream.read(8), "little")
         if length > _MAX_HEADER:
             raise ValueError(f"{file} is not a safetensors file")
-        header = json.loads(stream.read(length))
-    total = 0
-    for name, tensor in header.items():
-        if name == "__metadata__":
-            continue
-        start, end = tensor["data_offsets"]
-        converted = float_size is not None and tensor["dtype"] in _FLOATS
-        total += math.prod(tensor["shape"]) * float_size if converted else end - start
-    return total
+        header = stream.read(length)
+    try:
+        tensors = json.loads(header)
+        return sum(_tensor_bytes(tensor, float_size) for name, tensor in tensors.items() if name != "__metadata__")
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"the header of {file} is not one of a safetensors file: {error}") from error
+
+
+def _tensor_bytes(tensor: dict[str, Any], float_size: int | None) -> int:
+    start, end = tensor["data_offsets"]
+    converted = float_size is not None and tensor["dtype"] in _FLOATS
+    return int(math.prod(tensor["shape"]) * float_size if converted else end - start)

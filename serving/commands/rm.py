@@ -55,7 +55,7 @@ def _confirm(question: str) -> bool:
 
 def _delete(path: Path) -> None:
     """Delete a file or a folder; a folder leaves its place at once, so that nobody meets half of it."""
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():  # what a link leads to is not the home's
         condemned = path.with_name(f".{path.name}.deleted")
         path.rename(condemned)
         shutil.rmtree(condemned)

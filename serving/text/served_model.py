@@ -82,7 +82,7 @@ def _read(path: Path) -> dict[str, Any]:
         return {}
     try:
         raw = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} is not valid JSON: {error}") from error
     return raw if isinstance(raw, dict) else {}
 

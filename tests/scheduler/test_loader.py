@@ -205,3 +205,37 @@ def test_the_engines_thread_keeps_its_number_of_threads(listener: Listener, fold
     thread.join()
     torch.set_num_threads(usual)
     assert seen == [usual + 1]
+
+
+def _weights(header: bytes, length: int | None = None) -> bytes:
+    return (len(header) if length is None else length).to_bytes(8, "little") + header + bytes(64)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"short",
+        _weights(b"{}", 2**63),
+        _weights(b"{}", 99_000_000),
+        _weights(b"[" * 500_000),
+        _weights(b'{"a":' * 100_000),
+        _weights(b"[]"),
+        _weights(b'{"a": 5}'),
+        _weights(b'{"a": {"dtype": "F32", "shape": "abc", "data_offsets": [0, 8]}}'),
+        _weights(b'{"a": {"dtype": "F32", "shape": [1], "data_offsets": ["x", "y"]}}'),
+        _weights(b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 1152921504606846976]}}'),
+        _weights(
+            b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}, '
+            b'"b": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}'
+        ),
+    ],
+)
+def test_hostile_weights_fail_alone(listener: Listener, folder: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes((folder / "config.json").read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(content)
+    spec = ModelSpec("hostile", str(tmp_path), "generate", "float32")
+    assert listener.loader.missing_bytes(spec) >= 0, "the engine's thread asks this"
+    listener.ask("hostile", path=str(tmp_path))
+    failure = listener.end_of("hostile")
+    assert isinstance(failure, ModelFailed) and failure.code == "load_failed"

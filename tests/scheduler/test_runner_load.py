@@ -143,3 +143,20 @@ def test_warm_up_misses_a_layer(tmp_path: Path) -> None:
     runner.use_kv_memory(torch.zeros(2 * runner.kv_bytes_per_block, dtype=torch.uint8))
     with pytest.raises(ModelLoadError, match=r"attended in layers \[0, 1, 2\], but the model has \[0, 1, 2, 3\]"):
         runner.warm_up()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ('{"a":' * 100_000, "no usable config.json"),
+        ("[]", "no JSON object"),
+        ("null", "no JSON object"),
+        ('{"model_type": "llama", "num_hidden_layers": 1000000000}', "num_hidden_layers: 1000000000"),
+        ('{"model_type": "x", "text_config": {"n_layer": -1}}', "n_layer: -1"),
+        (" " * (2**24 + 1), "the limit is"),
+    ],
+)
+def test_a_hostile_config_is_refused(tmp_path: Path, content: str, words: str) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ModelLoadError, match=words):
+        load(tmp_path)

@@ -210,6 +210,15 @@ def test_rm_deletes_what_is_in_the_home_and_unused(
     assert not list((tmp_path / "hub" / "complete").iterdir())
 
 
+def test_rm_of_a_link_leaves_alone_what_it_leads_to(server: FakeServer, tmp_path: Path) -> None:
+    elsewhere = make_model(tmp_path / "elsewhere")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "linked").symlink_to(elsewhere)
+    assert cli.main(["rm", "linked", "--yes"]) == 0
+    assert not list((tmp_path / "models").iterdir())
+    assert (elsewhere / "config.json").is_file()
+
+
 def stream(*pieces: dict[str, Any]) -> tuple[int, str]:
     chunks = [json.dumps({"choices": [{"index": 0, "delta": piece}]}) for piece in pieces]
     return 200, "".join(f"data: {chunk}\n\n" for chunk in [*chunks, "[DONE]"])

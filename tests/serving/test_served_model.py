@@ -81,3 +81,22 @@ def test_unusable_folders_say_why(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"chat_template": "{% if %}"}')
     with pytest.raises(ModelLoadError, match="cannot be used"):
         load_served_model("m", "generate", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", "[" * 200_000),
+        ("tokenizer.json", '{"version": "1.0", "model": {"type": "BPE", "vocab": {"a": -1}, "merges": [["a", "b"]]}}'),
+        ("tokenizer.json", '{"version": "1.0", "model": {"type": "Unknown"}}'),
+        ("tokenizer_config.json", '{"a":' * 100_000),
+        ("chat_template.json", "[]"),
+        ("tokenizer_config.json", '{"chat_template": [{"name": "default"}]}'),
+        ("tokenizer_config.json", '{"chat_template": 7}'),
+    ],
+)
+def test_hostile_files_are_refused(tmp_path: Path, name: str, content: str) -> None:
+    tiny_tokenizer().save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ModelLoadError, match=name.partition(".")[0] + "|cannot be used"):
+        load_served_model("m", "generate", tmp_path)
