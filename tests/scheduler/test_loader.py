@@ -152,6 +152,7 @@ def test_the_room_that_is_kept_is_the_room_that_is_needed(
 ) -> None:
     spec = ModelSpec("a", str(folder), "generate", "float32")
     listener.ask("a", path=str(folder))
+    assert script.started.acquire(timeout=60)  # or it would load the model itself, during the next test
     wanted = listener.loader.wanted_bytes
     monkeypatch.setattr(device, "available_memory", lambda name: wanted)
     assert listener.loader.missing_bytes(spec) == 0
@@ -160,6 +161,7 @@ def test_the_room_that_is_kept_is_the_room_that_is_needed(
     assert listener.loader.missing_bytes(spec) == 10
     monkeypatch.setattr(device, "available_memory", lambda name: -10)
     assert listener.loader.missing_bytes(ModelSpec("b", str(folder / "nothing"), "generate", "float32")) == 0
+    script.go_on.release()
 
 
 def test_what_does_not_fit_is_not_read(listener: Listener, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
