@@ -172,7 +172,13 @@ class _Server:
             stopped = asyncio.create_task(stopping.wait(), name="stopped")
             status = await self._announce(front, keeping, stopped)
             if not status:
-                await asyncio.wait({stopped, serving}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({stopped, serving, keeping}, return_when=asyncio.FIRST_COMPLETED)
+                if keeping.done():  # by a fault of ours: whoever started the server can start a whole one
+                    _log.error("nobody looks after the device worker any more", exc_info=keeping.exception())
+                    status = 1
+                    front.engine.mark_dead("the server is shutting down")
+                    front.drain.begin()
+                    siblings.stop()
             await front.finish()
             await siblings.finish()
             front.http.stop()

@@ -267,6 +267,16 @@ def test_a_second_signal_ends_the_server_at_once_and_leaves_nothing(
         assert "Traceback" not in server.log
 
 
+def test_a_server_without_its_supervisor_ends_and_says_so(tmp_path: Path, scratch: Path) -> None:
+    server = StubbedServer([make_model(tmp_path / "tiny")], scratch)
+    fault = "supervisor.Supervisor._note_death = lambda *arguments, **named: 1 / 0"
+    server._command[2] = COMMAND.replace("sys.exit", f"{fault}\nsys.exit")
+    with server:
+        os.kill(server.worker_pid, signal.SIGKILL)
+        assert server.process.wait(30) == 1
+        assert "ZeroDivisionError" in server.log
+
+
 def test_requests_finish_although_the_worker_dies_while_the_server_drains(tmp_path: Path, scratch: Path) -> None:
     with StubbedServer([make_model(tmp_path / "tiny")], scratch) as server, ExitStack() as streams:
         (lines,) = begin_streams(streams, server, 1, ENDLESS_PROMPT_TOKENS)
