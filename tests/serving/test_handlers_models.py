@@ -7,11 +7,8 @@ import pytest
 from fake_engine import BARE, CHAT, EMBED, Front, error, open_front, tiny_card
 
 from penstock.scheduler.messages import ModelFailed
-from penstock.serving.drain import Drain
 from penstock.serving.errors import ApiError
 from penstock.serving.handlers.models import ModelsHandler
-from penstock.serving.handlers.services import Services
-from penstock.serving.metrics import Metrics
 from penstock.serving.shelf.downloads import DownloadJob, Downloads
 
 
@@ -117,8 +114,7 @@ async def test_no_model_is_deleted_over_http() -> None:
 
 
 def handler_of(front: Front, home: Path = Path("nowhere")) -> ModelsHandler:
-    parts = (Metrics(front.engine), front.store, front.runs, Downloads(home), Drain(), front.meter)
-    return ModelsHandler(Services(front.engine, front.registry, front.lifecycle, *parts))
+    return ModelsHandler(replace(front.app.state.services, downloads=Downloads(home)))
 
 
 async def test_loading_and_unloading_by_hand() -> None:
